@@ -1,0 +1,100 @@
+"""The frame of every gate: declared invariants, one printed line each, a non-zero exit when one fails.
+
+    from _gate import Gate
+    gate = Gate(__doc__)
+
+    @gate.invariant("the deploy view equals the folded deploy weights")
+    def _():
+        assert error < 1e-6, error
+        return f"max error {error:.1e}"          # the figure printed beside the invariant
+
+    if __name__ == "__main__":
+        gate.main()
+
+`slow=True` keeps an invariant out of the quick tier. `raise Skip("reason")` is for data or layers that a machine may lack.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("VGROUT_TYPECHECK", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+class Skip(Exception):
+    """Raised by an invariant that needs something this machine lacks; the reason is printed."""
+
+
+def shared_folder() -> Path:
+    """The folder of extra real data (`VGROUT_SHARED`, default ../shared), or Skip where there is none."""
+    folder = Path(os.environ.get("VGROUT_SHARED", Path(__file__).parents[2] / "shared"))
+    if not (folder / "data").is_dir():
+        raise Skip(f"no extra data at {folder} (name its folder in VGROUT_SHARED)")
+    return folder / "data"
+
+
+@dataclass(frozen=True)
+class Result:
+    gate: str
+    invariant: str
+    status: str
+    figure: str
+    seconds: float
+
+
+class Gate:
+    """A named list of invariants; see the module's docstring."""
+
+    def __init__(self, doc: str | None):
+        assert doc, "a gate opens with the list of invariants it holds"
+        self.name = Path(sys._getframe(1).f_globals["__file__"]).stem
+        self.invariants: list[tuple[str, bool, Callable[[], str | None]]] = []
+
+    def invariant(self, sentence: str, *, slow: bool = False):
+        def register(check: Callable[[], str | None]):
+            self.invariants.append((sentence, slow, check))
+            return check
+
+        return register
+
+    def run(self, *, quick: bool, only: str = "") -> list[Result]:
+        results = []
+        for sentence, slow, check in self.invariants:
+            if (quick and slow) or only not in sentence:
+                continue
+            start = time.perf_counter()
+            try:
+                figure, status = check() or "", "passed"
+            except Skip as reason:
+                figure, status = str(reason), "skipped"
+            except Exception:  # noqa: BLE001 - a gate reports every failure and goes on
+                figure, status = traceback.format_exc(), "FAILED"
+            result = Result(self.name, sentence, status, figure, time.perf_counter() - start)
+            results.append(result)
+            print(f"{status:7s} {self.name}: {sentence} [{figure.strip()}] {result.seconds:.1f}s", flush=True)
+        return results
+
+    def main(self) -> None:
+        parser = argparse.ArgumentParser(description=f"gate {self.name}")
+        parser.add_argument("--quick", action="store_true", help="only the quick tier")
+        parser.add_argument("--only", default="", help="only invariants whose sentence contains this text")
+        args = parser.parse_args()
+        results = self.run(quick=args.quick, only=args.only)
+        print(closing_line(results))
+        sys.exit(any(r.status == "FAILED" for r in results) or not results)
+
+
+def closing_line(results: list[Result]) -> str:
+    """`N passed, N failed` (`, N skipped`): the line that a runner of gates ends with."""
+    count = {s: sum(r.status == s for r in results) for s in ("passed", "FAILED", "skipped")}
+    line = f"{count['passed']} passed, {count['FAILED']} failed"
+    return line + (f", {count['skipped']} skipped" if count["skipped"] else "")
