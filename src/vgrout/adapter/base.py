@@ -1,0 +1,196 @@
+"""What every adapter shares: one real module per target linear, and one state object that they all read.
+
+Blocks are declared data (`Trainable.parts`), so decay toward init, norms, gradients, saving and controls are written
+once, here, for every adapter. Views, merging and recording are context managers: they restore on any exit and nest.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vgrout.adapter.route import BLOCKS
+from vgrout.types import UserError, View
+
+TARGETS = frozenset(
+    [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        "in_proj_qkv",
+        "in_proj_z",
+        "in_proj_a",
+        "in_proj_b",
+        "in_proj_qkvz",
+        "in_proj_ba",
+        "out_proj",
+    ]
+)
+"""Last name components of the linears that are wrapped (spec 3). Embeddings and lm_head never are."""
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """Receives each adapted linear's factors of the parameter gradient, once, in the backward pass."""
+
+    def collect(
+        self,
+        module: AdaptedLinear,
+        x: Float[Tensor, "R L i"],
+        h: Float[Tensor, "R L k"],
+        grad_h: Float[Tensor, "R L k"],
+        grad_y: Float[Tensor, "R L o"],
+    ) -> None: ...
+
+
+@dataclass
+class AdapterState:
+    """What the adapted linears read in their forward; changed only through the context managers of `Adapter`."""
+
+    view: View = "full"
+    merged: View | None = None
+    recorder: Recorder | None = None
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A trainable tensor, its frozen init, and the part of it that belongs to each block."""
+
+    key: str
+    value: nn.Parameter
+    init: Tensor
+    parts: dict[str, tuple[slice, ...]]
+
+
+class AdaptedLinear(nn.Module, ABC):
+    """A target linear with its adapter. `weight` holds the training form of the frozen weight, or a merged one."""
+
+    def __init__(self, linear: nn.Linear, name: str, state: AdapterState):
+        super().__init__()
+        self.name, self.state = name, state
+        self.weight = nn.Parameter(linear.weight.detach(), requires_grad=False)
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
+        host = linear.weight.detach().to("cpu", copy=True)
+        self.pristine = host.pin_memory() if linear.weight.is_cuda else host
+        """Host copy of the original weight: every merge and restore starts from it, never from a rounded result."""
+
+    @abstractmethod
+    def trainables(self) -> list[Trainable]: ...
+
+    @abstractmethod
+    def delta(self, view: View) -> Float[Tensor, "o i"]:
+        """Net change of the weight in this view, fp32; exactly 0 for `base`."""
+
+    @abstractmethod
+    def training_weight(self, pristine: Float[Tensor, "o i"]) -> Float[Tensor, "o i"]:
+        """The frozen weight that the training forward uses."""
+
+    @torch.no_grad()
+    def load_weight(self, view: View | None) -> None:
+        """Writes the merged weight of `view` (None: the training form) in place, from the pristine copy."""
+        pristine = self.pristine.to(self.weight.device, non_blocking=True)
+        if view is None:
+            self.weight.copy_(self.training_weight(pristine))
+        elif view == "base":
+            self.weight.copy_(pristine)
+        else:
+            self.weight.copy_(pristine.float() + self.delta(view))
+
+
+def target_linears(model: nn.Module) -> list[tuple[str, nn.Linear]]:
+    """The linears to wrap, in module order. No match is a `UserError` that lists the model's linears."""
+    linears = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
+    found = [(name, m) for name, m in linears if name.rsplit(".", 1)[-1] in TARGETS]
+    if not found:
+        have = sorted({name.rsplit(".", 1)[-1] for name, _ in linears}) or ["no nn.Linear at all"]
+        raise UserError(
+            f"model {type(model).__name__} has no target linear: expected names ending in {', '.join(sorted(TARGETS))}; "
+            f"its linears are {', '.join(have)}; use a model with such projections or extend vgrout.adapter.base.TARGETS"
+        )
+    return found
+
+
+class Adapter:
+    """The adapted linears of one model and their shared state."""
+
+    def __init__(self, modules: list[AdaptedLinear], state: AdapterState, *, kind: str, rank: int, init_seed: int):
+        self.modules, self.state = modules, state
+        self.kind, self.rank, self.init_seed = kind, rank, init_seed
+
+    @contextmanager
+    def view(self, view: View) -> Generator[None]:
+        """The training forward of this view."""
+        before, self.state.view = self.state.view, view
+        try:
+            yield
+        finally:
+            self.state.view = before
+
+    @contextmanager
+    def recording(self, recorder: Recorder) -> Generator[None]:
+        """Parameter gradients go to `recorder` instead of autograd's `.grad`; gradients of activations are unchanged."""
+        before, self.state.recorder = self.state.recorder, recorder
+        try:
+            yield
+        finally:
+            self.state.recorder = before
+
+    @contextmanager
+    def merged(self, view: View) -> Generator[None]:
+        """The model is a plain one with this view's weights: for sampling, where the adapter should cost nothing."""
+        before = self.state.merged
+        try:
+            self._load(view)
+            yield
+        finally:
+            self._load(before)
+
+    def _load(self, view: View | None) -> None:
+        for module in self.modules:
+            module.load_weight(view)
+        self.state.merged = view
+
+    def trainables(self) -> Iterator[tuple[str, Trainable]]:
+        """(`module name.key`, trainable) in a fixed order."""
+        for module in self.modules:
+            for t in module.trainables():
+                yield f"{module.name}.{t.key}", t
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [t.value for _, t in self.trainables()]
+
+    def zero_grad(self) -> None:
+        """Every gradient becomes a zero tensor, so that a block that received nothing is 0 and not absent."""
+        for p in self.parameters():
+            p.grad = torch.zeros_like(p)
+
+    @torch.no_grad()
+    def apply(self, updates: list[Tensor], *, decay: float) -> None:
+        """`p <- p + update - decay (p - init)`. Decay is decoupled and toward the init copies: AdamW's own would drive
+        the net delta to -B0 A0 instead of 0 (spec 3.1). `decay` is learning rate times coefficient."""
+        for (_, t), update in zip(self.trainables(), updates, strict=True):
+            t.value.sub_(t.value - t.init, alpha=decay).add_(update)
+
+    @torch.no_grad()
+    def block_norm(self, block: str, of: str) -> float:
+        """Euclidean norm over all modules of one block's `grad`, or of its distance from init (`moved`)."""
+        if block not in BLOCKS or of not in ("grad", "moved"):
+            raise ValueError(f"block_norm({block!r}, {of!r}): expected a block of {BLOCKS} and 'grad' or 'moved'")
+        total = 0.0
+        for _, t in self.trainables():
+            if block in t.parts:
+                value = t.value.grad if of == "grad" else t.value - t.init
+                if value is not None:
+                    total += float(value[t.parts[block]].double().square().sum())
+        return total**0.5

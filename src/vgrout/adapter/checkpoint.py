@@ -1,0 +1,101 @@
+"""Shippable checkpoints: the differences A - A0, B - B0 in bf16, plus what regenerates the init (spec 3.1).
+
+bf16 copies of A and B themselves would drown a young delta in rounding (55 % error when the weights moved by 0.3 %);
+the differences keep their relative precision. Loading checks everything that would make the numbers mean something else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from vgrout.adapter.base import Adapter
+from vgrout.types import UserError
+
+FORMAT = "vgrout-adapter-1"
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """The identity that a checkpoint must share with the run that loads it."""
+
+    model: str
+    revision: str
+    dtype: str
+
+
+def save_checkpoint(path: Path, adapter: Adapter, info: CheckpointInfo, *, step: int, config: dict[str, Any]) -> None:
+    """Writes one safetensors file; the name appears only when the file is complete and on disk."""
+    tensors = {
+        name: (t.value.detach() - t.init).to(torch.bfloat16).cpu().contiguous() for name, t in adapter.trainables()
+    }
+    metadata = _identity(adapter, info) | {"step": str(step), "config": json.dumps(config, sort_keys=True)}
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata=metadata)
+    with temporary.open("rb") as handle:
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+
+
+def load_checkpoint(path: Path, adapter: Adapter, info: CheckpointInfo) -> int:
+    """Sets the adapter to the checkpoint's and returns its step.
+
+    Raises `UserError` naming what differs: another model, revision, dtype, adapter, rank, seed or set of modules.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint {path}: no such file; `ls {path.parent}` shows what is there")
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            found = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise UserError(
+            f"checkpoint {path}: not a complete safetensors file ({error}); use another checkpoint"
+        ) from None
+    _require_same(path, metadata, adapter, info)
+    wanted = dict(adapter.trainables())
+    if found.keys() != wanted.keys():
+        missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+        raise UserError(f"checkpoint {path}: it lacks {missing[:3]} and has {extra[:3]} besides; use this model's own")
+    for name, t in wanted.items():
+        if found[name].shape != t.value.shape:
+            raise UserError(
+                f"checkpoint {path}: {name} has shape {list(found[name].shape)}, expected {list(t.value.shape)}"
+            )
+    with torch.no_grad():
+        for name, t in wanted.items():
+            t.value.copy_(t.init + found[name].to(t.value))
+    return int(metadata["step"])
+
+
+def _identity(adapter: Adapter, info: CheckpointInfo) -> dict[str, str]:
+    ranks = {module.name: getattr(module, "rank", 0) for module in adapter.modules}
+    return {
+        "format": FORMAT,
+        "model": info.model,
+        "revision": info.revision,
+        "dtype": info.dtype,
+        "adapter": adapter.kind,
+        "rank": str(adapter.rank),
+        "init_seed": str(adapter.init_seed),
+        "module_ranks": json.dumps(ranks),
+    }
+
+
+def _require_same(path: Path, metadata: dict[str, str], adapter: Adapter, info: CheckpointInfo) -> None:
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"checkpoint {path}: format {metadata.get('format')!r}, expected {FORMAT!r}; it is not ours")
+    for key, expected in _identity(adapter, info).items():
+        got = metadata.get(key)
+        if got != expected:
+            shown = (got, expected) if key != "module_ranks" else ("another set", "this model's")
+            raise UserError(
+                f"checkpoint {path}: {key} is {shown[0]}, this run has {shown[1]}; load it with the settings it was made with"
+            )

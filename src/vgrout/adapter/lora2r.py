@@ -1,0 +1,147 @@
+"""lora2r: a LoRA of rank 2r whose first r directions are deployed and whose last r are the quarantine (spec 3.1).
+
+    y = W x + bias + B (A x) - B0 (A0 x),      A0_ij ~ N(0, 1/d_in),  B0_ij ~ N(0, 1/2r),  A = A0, B = B0 at init
+
+The net change is exactly 0 at init while A, B and the bottleneck h = A x are not, so both blocks receive gradient from
+the first step and h carries features. The product is a sum over the 2r rank index, so there are no cross terms between
+the blocks. A view resets a block to its *init*, never to zero: `deploy` uses (A[:r], A0[r:]) and (B[:, :r], B0[:, r:]).
+
+Folded form: W' = W - B0 A0 is computed once, and y = W' x + bias + B_view (A_view x). It equals the form above in value
+and in every gradient, because each view keeps the init path of the blocks that it resets; KL at init is exactly 0 in
+both forms, because `base` runs the same operations in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vgrout.adapter.base import AdaptedLinear, Adapter, AdapterState, Trainable, target_linears
+from vgrout.adapter.route import BLOCKS
+from vgrout.types import UserError, View
+
+_SEED_STRIDE = 100_003
+"""Seeds of the modules' init: `init_seed * stride + module index`, so that neighbouring seeds share no module."""
+
+
+class _Branch(torch.autograd.Function):
+    """B (A x) whose parameter gradients leave through a recorder, rollout by rollout, in the one backward pass.
+
+    Recording happens in the backward, never in the forward, so that it is right under activation checkpointing, which
+    runs the forward twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, collect: Callable[..., None]) -> Tensor:
+        h = F.linear(x, A)
+        ctx.save_for_backward(x, A, B, h)
+        ctx.collect = collect
+        return F.linear(h, B)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, None, None]:
+        (grad_y,) = grads
+        x, A, B, h = ctx.saved_tensors
+        grad_h = grad_y @ B
+        ctx.collect(x, h, grad_h, grad_y)
+        return (grad_h @ A if ctx.needs_input_grad[0] else None), None, None, None
+
+
+class Lora2rLinear(AdaptedLinear):
+    """One target linear. `rank` is the rank of one block; A, B, A0, B0 are fp32 whatever the model's dtype."""
+
+    def __init__(self, linear: nn.Linear, name: str, state: AdapterState, *, rank: int, seed: int, fold: bool):
+        super().__init__(linear, name, state)
+        d_out, d_in = linear.weight.shape
+        self.rank, self.fold = min(rank, min(d_in, d_out) // 2), fold
+        if self.rank < 1:
+            raise UserError(
+                f"module {name} of shape [{d_out}, {d_in}] cannot hold rank 1 per block (its smaller size is below 2); "
+                "give --adapter.rank at least 1 and a model whose target linears are at least 2 wide"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        A0 = torch.randn(2 * self.rank, d_in, generator=generator) / d_in**0.5
+        B0 = torch.randn(d_out, 2 * self.rank, generator=generator) / (2 * self.rank) ** 0.5
+        device = linear.weight.device
+        self.register_buffer("A0", A0.to(device), persistent=False)
+        self.register_buffer("B0", B0.to(device), persistent=False)
+        self.A0: Tensor
+        self.B0: Tensor
+        self.A = nn.Parameter(self.A0.clone())
+        self.B = nn.Parameter(self.B0.clone())
+        self.load_weight(None)
+
+    def trainables(self) -> list[Trainable]:
+        columns = {block: self.block_columns(block) for block in BLOCKS}
+        return [
+            Trainable("A", self.A, self.A0, {block: (k,) for block, k in columns.items()}),
+            Trainable("B", self.B, self.B0, {block: (slice(None), k) for block, k in columns.items()}),
+        ]
+
+    def block_columns(self, block: str) -> slice:
+        """Where the block lies on the rank axis."""
+        return slice(0, self.rank) if block == "deployed" else slice(self.rank, 2 * self.rank)
+
+    def factors(self, view: View) -> tuple[Float[Tensor, "k i"], Float[Tensor, "o k"]]:
+        """(A, B) of the view: trained rows where a block acts, init rows where it is reset."""
+        if view == "full":
+            return self.A, self.B
+        if view == "base":
+            return self.A0, self.B0
+        r = self.rank
+        return torch.cat([self.A[:r], self.A0[r:]]), torch.cat([self.B[:, :r], self.B0[:, r:]], dim=1)
+
+    @torch.no_grad()
+    def delta(self, view: View) -> Float[Tensor, "o i"]:
+        if view == "base":
+            return torch.zeros_like(self.weight, dtype=torch.float32)
+        A, B = self.factors(view)
+        return B @ A - self.B0 @ self.A0
+
+    def training_weight(self, pristine: Float[Tensor, "o i"]) -> Float[Tensor, "o i"]:
+        return pristine.float() - self.B0 @ self.A0 if self.fold else pristine
+
+    def forward(self, x: Float[Tensor, "*R i"]) -> Float[Tensor, "*R o"]:
+        y = F.linear(x, self.weight, self.bias)
+        if self.state.merged is not None:
+            return y
+        A, B = (f.to(x.dtype) for f in self.factors(self.state.view))
+        branch = self._branch(x, A, B)
+        if not self.fold:
+            branch = branch - F.linear(F.linear(x, self.A0.to(x.dtype)), self.B0.to(x.dtype))
+        return y + branch
+
+    def _branch(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        recorder = self.state.recorder
+        if recorder is None or not torch.is_grad_enabled():
+            return F.linear(F.linear(x, A), B)
+
+        def collect(x: Tensor, h: Tensor, grad_h: Tensor, grad_y: Tensor) -> None:
+            recorder.collect(self, x, h, grad_h, grad_y)
+
+        return _Branch.apply(x, A, B, collect)
+
+
+def attach_lora2r(model: nn.Module, *, rank: int, init_seed: int, fold: bool = True) -> Adapter:
+    """Replaces every target linear of `model` in place by a `Lora2rLinear` and freezes everything else.
+
+    `rank` is per block and is clamped per module to half of its smaller size (recorded in checkpoints).
+    Raises `UserError` for a model without target linears, or with one too small for rank 1 per block.
+    """
+    if rank < 1:
+        raise UserError(f"adapter rank {rank}: expected at least 1 per block; set --adapter.rank")
+    model.requires_grad_(False)
+    state = AdapterState()
+    modules: list[AdaptedLinear] = []
+    for index, (name, linear) in enumerate(target_linears(model)):
+        seed = init_seed * _SEED_STRIDE + index
+        module = Lora2rLinear(linear, name, state, rank=rank, seed=seed, fold=fold)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, module)
+        modules.append(module)
+    return Adapter(modules, state, kind="lora2r", rank=rank, init_seed=init_seed)

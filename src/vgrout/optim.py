@@ -1,0 +1,82 @@
+"""AdamW as a proposal: the update is computed, may be edited, and only then applied (with decay toward init)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vgrout.adapter.base import Adapter
+from vgrout.types import UserError
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    lr: float = 7e-5
+    """Peak learning rate."""
+    warmup_steps: int = 10
+    """Steps of linear warm-up; the first step's rate is peak / warm-up, never 0. Ignored where warmup_frac > 0."""
+    warmup_frac: float = 0.0
+    """Warm-up as a fraction of all steps; 0 uses warmup_steps."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Adam's moment decays."""
+    eps: float = 1e-8
+    """Adam's denominator floor."""
+    weight_decay: float = 0.1
+    """Decoupled decay toward the init copies, times the learning rate."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm."""
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or self.warmup_steps < 0 or not 0 <= self.warmup_frac < 1 or not self.grad_clip > 0:
+            raise UserError(
+                f"optimizer: lr {self.lr} and grad_clip {self.grad_clip} must be positive, warmup_steps "
+                f"{self.warmup_steps} at least 0, warmup_frac {self.warmup_frac} in [0, 1)"
+            )
+
+
+def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
+    """Linear warm-up, then cosine to 0: `peak (s+1)/w` for s < w, else `peak/2 (1 + cos(pi (s-w)/(steps-w)))`."""
+    warmup = math.ceil(config.warmup_frac * steps) if config.warmup_frac > 0 else min(config.warmup_steps, steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    return config.lr / 2 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+
+class Optimizer:
+    """Runs torch's AdamW on tensors that start every step at zero, so that what it writes there is its update."""
+
+    def __init__(self, adapter: Adapter, config: OptimConfig):
+        self.adapter, self.config = adapter, config
+        self.updates = [nn.Parameter(torch.zeros_like(p)) for p in adapter.parameters()]
+        self.inner = torch.optim.AdamW(
+            self.updates, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=0.0, foreach=True
+        )
+
+    @torch.no_grad()
+    def clip(self) -> float:
+        """Scales the adapter's gradients to at most `grad_clip` in global norm; returns the norm before."""
+        parameters = self.adapter.parameters()
+        return float(nn.utils.clip_grad_norm_(parameters, self.config.grad_clip, error_if_nonfinite=True))
+
+    @torch.no_grad()
+    def propose(self, lr: float) -> list[Tensor]:
+        """The additive update of each trainable for its current gradient (no decay)."""
+        for update, p in zip(self.updates, self.adapter.parameters(), strict=True):
+            update.zero_()
+            update.grad = p.grad
+        for group in self.inner.param_groups:
+            group["lr"] = lr
+        self.inner.step()
+        return [update.detach() for update in self.updates]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state)
