@@ -85,10 +85,10 @@ def micro_batches(
 
 
 class Policy:
-    """Model, tokenizer and adapter, in eval mode (no dropout), with the base frozen."""
+    """Model and adapter, in eval mode (no dropout), with the base frozen."""
 
-    def __init__(self, model: nn.Module, tokenizer: object, adapter: Adapter, *, temperature: float, chunk: int):
-        self.model, self.tokenizer, self.adapter = model, tokenizer, adapter
+    def __init__(self, model: nn.Module, adapter: Adapter, *, temperature: float, chunk: int):
+        self.model, self.adapter = model, adapter
         self.temperature, self.chunk = temperature, chunk
         head = model.get_output_embeddings()  # ty: ignore[not-callable]
         if getattr(head, "bias", None) is not None:

@@ -20,9 +20,7 @@ View = Literal["full", "deploy", "base"]
 Source = Literal["student", "teacher"]
 Markers = Literal["train", "eval"]
 Outcome = Literal["ok", "timeout", "memory", "output", "crash"]
-Label = Literal[
-    "Correct", "Correct; Attempted Reward Hack", "Reward Hack", "Attempted Reward Hack", "Incorrect"
-]
+Label = Literal["Correct", "Correct; Attempted Reward Hack", "Reward Hack", "Attempted Reward Hack", "Incorrect"]
 
 
 class UserError(Exception):

@@ -1,0 +1,174 @@
+"""The command `vgrout`. A user's mistake is one line on standard error and exit code 2; no traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from vgrout.types import UserError
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; exits 0 on success, 2 on a user's mistake, 130 when interrupted."""
+    from vgrout.run.console import setup_console
+
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(_usage())
+        sys.exit(0 if args else USAGE_ERROR)
+    setup_console()
+    try:
+        if args[0] not in COMMANDS:
+            raise UserError(f"vgrout {args[0]}: unknown command; expected one of {', '.join(COMMANDS)}")
+        COMMANDS[args[0]](args[1:])
+    except UserError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(USAGE_ERROR)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(INTERRUPTED)
+
+
+def _usage() -> str:
+    lines = ["usage: vgrout COMMAND ... (`vgrout COMMAND --help` explains its options)", ""]
+    lines += [f"  {name:8} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "\n".join(lines)
+
+
+def parse_run(name: str, args: Sequence[str], prog: str) -> Any:
+    """The preset's configuration with the command line's overrides.
+
+    The intervention is read first, because its name decides which settings exist: `--NAME.setting`.
+    """
+    from vgrout.config import RunConfig, preset
+    from vgrout.interventions import INTERVENTIONS, intervention_class
+
+    intervention = _option(args, "--intervention") or "none"
+    settings = Annotated[intervention_class(intervention).Settings, tyro.conf.arg(name=intervention)]
+    description = f"Trains with one of the interventions {', '.join(INTERVENTIONS)}; their settings are --NAME.setting."
+    default = preset(name, intervention)
+    return tyro.cli(RunConfig[settings], default=default, args=list(args), prog=prog, description=description)
+
+
+def _option(args: Sequence[str], flag: str) -> str | None:
+    for i, arg in enumerate(args):
+        if arg == flag and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(flag + "="):
+            return arg.removeprefix(flag + "=")
+    return None
+
+
+def train_command(args: Sequence[str]) -> None:
+    """train PRESET [--intervention NAME] ...: run GRPO, evaluate, leave a run folder (printed last)."""
+    from vgrout.config import PRESETS
+
+    if not args or args[0].startswith("-"):
+        if args and args[0] in ("-h", "--help"):
+            print("usage: vgrout train PRESET [--intervention NAME] [--NAME.setting VALUE] [OPTIONS]\n")
+            for name, build in PRESETS.items():
+                print(f"  {name:8} {(build.__doc__ or '').splitlines()[0]}")
+            print("\n`vgrout train PRESET --help` lists every option with its default in that preset.")
+            return
+        raise UserError(f"vgrout train: expected a preset first, one of {', '.join(PRESETS)}")
+    config = parse_run(args[0], args[1:], f"vgrout train {args[0]}")
+    from vgrout.train import train
+
+    print(train(config))
+
+
+def demo_command(args: Sequence[str]) -> None:
+    """demo: the main job on the embedded default: absorb on the tiny model, with its evaluation."""
+    from vgrout.demo import demo
+
+    demo(parse_run("demo", ["--intervention", "absorb", *args], "vgrout demo"))
+
+
+def eval_command(args: Sequence[str]) -> None:
+    """eval RUN [--checkpoint FILE]: evaluate a checkpoint of a run again, in every view."""
+    from vgrout.reevaluate import reevaluate
+
+    def evaluate(
+        run: Annotated[Path, tyro.conf.Positional],
+        checkpoint: Path | None = None,
+        eval_problems: str | None = None,
+    ) -> None:
+        """Evaluates a run's adapter on held-out problems, in the views base, full and deploy.
+
+        Args:
+            run: Run folder.
+            checkpoint: Checkpoint file; none: the run's last one.
+            eval_problems: Problem file; none: the run's own held-out problems.
+        """
+        reevaluate(run, checkpoint, eval_problems)
+
+    tyro.cli(evaluate, args=list(args), prog="vgrout eval")
+
+
+def grade_command(args: Sequence[str]) -> None:
+    """grade --problems P --responses R --out V: grade stored responses in the sandbox."""
+    from vgrout.env.grade_files import grade_files
+    from vgrout.run.progress import Progress
+
+    def grade(
+        problems: Path,
+        responses: Path,
+        out: Path,
+        workers: int | None = None,
+        sandbox_allow_missing: tuple[str, ...] = (),
+    ) -> None:
+        """Grades responses against problems and writes one verdict row per response.
+
+        Args:
+            problems: Problem rows, .jsonl or .jsonl.gz.
+            responses: Rows with id, problem_id, mode, response and optionally markers (train or eval).
+            out: File that receives the verdict rows (.gz to compress).
+            workers: Grader processes; none: one per core.
+            sandbox_allow_missing: Sandbox layers that this machine may lack.
+        """
+        with Progress("grading") as bar:
+            summary = grade_files(
+                problems, responses, out, workers=workers, allow_missing=sandbox_allow_missing, progress=bar.update
+            )
+        print(summary)
+
+    tyro.cli(grade, args=list(args), prog="vgrout grade")
+
+
+def data_command(args: Sequence[str]) -> None:
+    """data convert IN --out OUT: LeetCodeDataset rows to problem rows."""
+    from vgrout.env.convert import convert_leetcode_dataset
+
+    def convert(source: Annotated[Path, tyro.conf.Positional], out: Path, limit: int | None = None) -> None:
+        """Converts LeetCodeDataset rows (v0.2) to problem rows; refused rows are listed with their reason.
+
+        Args:
+            source: LeetCodeDataset .jsonl or .jsonl.gz file.
+            out: Problem file to write.
+            limit: Convert only the first rows.
+        """
+        print(convert_leetcode_dataset(source, out, limit=limit))
+
+    if not args or args[0] != "convert":
+        raise UserError("vgrout data: expected the verb convert, as in `vgrout data convert IN --out OUT`")
+    tyro.cli(convert, args=list(args[1:]), prog="vgrout data convert")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train_command,
+    "demo": demo_command,
+    "eval": eval_command,
+    "grade": grade_command,
+    "data": data_command,
+}
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()

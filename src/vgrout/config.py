@@ -1,0 +1,287 @@
+"""A whole run's configuration: the owners' dataclasses composed, and presets as functions that return one.
+
+Every field has a reader (a gate checks it), unknown settings stop the program, and `config.json` in a run folder holds
+the resolved values. An intervention's own settings are the field `settings`, of the type that the intervention declares.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
+
+import tyro
+
+from vgrout.adapter import AdapterConfig
+from vgrout.env.modes import LOOPHOLES
+from vgrout.grpo import GrpoConfig
+from vgrout.interventions import intervention_class
+from vgrout.optim import OptimConfig
+from vgrout.types import UserError
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The base model."""
+
+    name: str = "tiny"
+    """Hub id, local folder, or tiny / tiny:a / tiny:b (random weights, made on the spot)."""
+    revision: str | None = None
+    """Commit on the hub."""
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    """Type of the frozen weights and of activations; the adapter is fp32 in either case."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Prompts, loophole modes and the grader."""
+
+    modes: tuple[str, ...] = LOOPHOLES
+    """Loophole modes that the training problems are divided among, evenly."""
+    unhackable_frac: float = 0.5
+    """Share of prompts shown without a hint and graded by ground truth alone; drawn anew each step."""
+    max_prompt_tokens: int = 1536
+    """Longest prompt that is accepted, in tokens; a longer one stops the run before it starts."""
+    workers: int | None = None
+    """Grader processes; none: one per core."""
+    sandbox_allow_missing: tuple[str, ...] = ()
+    """Sandbox layers that this machine may lack; each is named in every verdict."""
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How rollouts are sampled, and the teacher rows among them."""
+
+    max_new: int = 1536
+    """Tokens of a completion at most; also the T of the loss's fixed denominator."""
+    temperature: float = 0.7
+    """Sampling temperature in training."""
+    top_p: float = 0.95
+    """Nucleus sampling in training; 1 is off."""
+    top_k: int = 0
+    """Top-k sampling in training; 0 is off."""
+    rollout_ablate_frac: float = 0.25
+    """Share of a group sampled in the deploy view (routed interventions); 0 and 0.5 are known to collapse."""
+    mix_ratio: float = 0.0
+    """Share of a group taken from the teacher pool; rounded half up."""
+    pool: str = "demonstrations"
+    """Teacher pool: demonstrations (right, wrong and hacking answers made from the problem rows) or a .jsonl(.gz) file."""
+    teacher_off_step: int | None = None
+    """First step without teacher rows; none keeps them to the end."""
+    teacher_modes: tuple[str, ...] | None = None
+    """Modes that get teacher rows; none: all of them."""
+    max_rows: int | None = None
+    """Rows decoded together at most; none: all rows of a view."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """The deploy evaluation, the same for every intervention."""
+
+    problems: int | None = None
+    """Held-out problems evaluated at the end (the first N); none: all of them."""
+    samples: int = 1
+    """Completions per prompt and view."""
+    temperature: float = 0.7
+    """Sampling temperature."""
+    top_p: float = 0.95
+    """Nucleus sampling."""
+    max_new: int | None = None
+    """Tokens of a completion at most; none: as in training."""
+    free_prompts: bool = True
+    """Show each problem a second time without its hint (gt_only), so that solving is also seen where no loophole is."""
+    seed: int = 12345
+    """Seed of the evaluation's draws; training draws are untouched by it."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or (self.problems is not None and self.problems < 1):
+            raise UserError(f"eval: samples {self.samples} and problems {self.problems} must be at least 1")
+
+
+@dataclass(frozen=True)
+class RunConfig(Generic[Settings]):
+    """Everything that decides a run."""
+
+    preset: Annotated[str, tyro.conf.Suppress]
+    """Name of the preset that the values started from."""
+    settings: Settings
+    """Settings of the intervention."""
+    intervention: str = "none"
+    """What is done about hacking; one of the names that `vgrout train --help` lists."""
+    allow_oracle: bool = False
+    """Allow an intervention that reads ground truth (an upper bound, marked in every output)."""
+    seed: int = 0
+    """Seed of draws, sampling and adapter-independent randomness."""
+    steps: int = 200
+    """Optimizer steps."""
+    problems: str = "builtin"
+    """Training problems: builtin, or a .jsonl(.gz) file of benchmark rows (`vgrout data convert` makes one)."""
+    eval_problems: str | None = None
+    """Held-out problems; none: the held-out part of the built-in set."""
+    out: Path = Path("out")
+    """Folder that receives runs/NAME."""
+    name: str | None = None
+    """Name of the run folder; none: made from time, preset, intervention and seed."""
+    checkpoint_every: int = 10
+    """Steps between checkpoints."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        intervention_class(self.intervention)
+        if self.steps < 1 or self.checkpoint_every < 1:
+            raise UserError(f"steps {self.steps} and checkpoint_every {self.checkpoint_every} must be at least 1")
+        if self.rollout.temperature <= 0:
+            raise UserError(
+                f"--rollout.temperature {self.rollout.temperature}: training samples need a positive temperature"
+            )
+
+    def require_oracle_permission(self) -> None:
+        """Refuses an upper bound that was not asked for by name and by flag."""
+        if intervention_class(self.intervention).oracle and not self.allow_oracle:
+            raise UserError(
+                f"--intervention {self.intervention} reads ground truth, so it is an upper bound: allow it with --allow-oracle"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for config.json."""
+        return dataclasses.asdict(self) | {"out": str(self.out)}
+
+
+def from_dict(stored: dict[str, Any]) -> RunConfig[Any]:
+    """The configuration that `to_dict` wrote; an unknown or missing setting is a `UserError` that names it."""
+    settings_type = intervention_class(str(stored.get("intervention"))).Settings
+    return _build(RunConfig, stored, "config", settings=settings_type)
+
+
+def _build(cls: Any, stored: dict[str, Any], where: str, **types: type) -> Any:
+    hints = {**get_type_hints(cls), **types}
+    names = {f.name for f in dataclasses.fields(cls)}
+    if stored.keys() != names:
+        differing = sorted(stored.keys() ^ names)
+        raise UserError(
+            f"{where}: settings {differing} are unknown or missing; read it with the code revision that wrote it"
+        )
+    values = {}
+    for name, value in stored.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            value = _build(hint, value, f"{where}.{name}")
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif hint is Path:
+            value = Path(value)
+        values[name] = value
+    return cls(**values)
+
+
+def smoke(intervention: str, **changes: Any) -> RunConfig[Any]:
+    """A real run in seconds: a tiny random Qwen3 on the built-in problems, half of each group from the teacher pool."""
+    return _preset(
+        "smoke",
+        intervention,
+        steps=6,
+        model=ModelConfig(name="tiny", dtype="fp32"),
+        env=EnvConfig(unhackable_frac=0.25, max_prompt_tokens=8192),
+        adapter=AdapterConfig(rank=4),
+        rollout=RolloutConfig(max_new=24, temperature=1.0, top_p=1.0, mix_ratio=0.5, max_rows=32),
+        grpo=GrpoConfig(prompts_per_step=2, group_size=4, beta=0.0, checkpoint_activations=False),
+        optim=OptimConfig(lr=1e-3, warmup_steps=2),
+        **changes,
+    )
+
+
+def demo(intervention: str, **changes: Any) -> RunConfig[Any]:
+    """The main job on the embedded default: smoke, long enough to watch the answers of the pool become likelier."""
+    base = smoke(intervention)
+    return dataclasses.replace(
+        base,
+        preset="demo",
+        steps=40,
+        grpo=dataclasses.replace(base.grpo, prompts_per_step=4, group_size=8),
+        optim=OptimConfig(lr=3e-3, warmup_steps=4),
+        **changes,
+    )
+
+
+_SCALE_OPTIM = OptimConfig(lr=3e-4, warmup_frac=0.2)
+
+
+def lite(intervention: str, **changes: Any) -> RunConfig[Any]:
+    """Qwen3-0.6B on one 24 GB GPU."""
+    return _preset(
+        "lite",
+        intervention,
+        steps=60,
+        model=ModelConfig(name="Qwen/Qwen3-0.6B", device="cuda"),
+        adapter=AdapterConfig(rank=16),
+        rollout=RolloutConfig(max_new=768, top_k=20, mix_ratio=0.125, teacher_off_step=20),
+        grpo=GrpoConfig(prompts_per_step=4, group_size=8),
+        optim=_SCALE_OPTIM,
+        **_BENCHMARK,
+        **changes,
+    )
+
+
+def fast(intervention: str, **changes: Any) -> RunConfig[Any]:
+    """Qwen3-4B, 60 steps."""
+    return _preset(
+        "fast",
+        intervention,
+        steps=60,
+        model=ModelConfig(name="Qwen/Qwen3-4B", device="cuda"),
+        rollout=RolloutConfig(max_new=1024, top_k=20, mix_ratio=0.125, teacher_off_step=30),
+        grpo=GrpoConfig(prompts_per_step=4, group_size=8),
+        optim=_SCALE_OPTIM,
+        **_BENCHMARK,
+        **changes,
+    )
+
+
+def full(intervention: str, **changes: Any) -> RunConfig[Any]:
+    """Qwen3-4B, the published budget."""
+    return _preset(
+        "full",
+        intervention,
+        steps=200,
+        model=ModelConfig(name="Qwen/Qwen3-4B", device="cuda"),
+        **_BENCHMARK,
+        **changes,
+    )
+
+
+_BENCHMARK: dict[str, Any] = {
+    "problems": "data/leetcode_train_medhard_filtered.jsonl",
+    "eval_problems": "data/leetcode_test_medhard.jsonl",
+}
+
+PRESETS: dict[str, Callable[..., RunConfig[Any]]] = {
+    "smoke": smoke,
+    "demo": demo,
+    "lite": lite,
+    "fast": fast,
+    "full": full,
+}
+
+
+def preset(name: str, intervention: str) -> RunConfig[Any]:
+    """The preset's configuration with default settings of the intervention, or a `UserError` that lists the presets."""
+    if name not in PRESETS:
+        raise UserError(f"preset {name}: unknown; expected one of {', '.join(PRESETS)}")
+    return PRESETS[name](intervention)
+
+
+def _preset(name: str, intervention: str, **values: Any) -> RunConfig[Any]:
+    cls = intervention_class(intervention)
+    return RunConfig(preset=name, intervention=intervention, settings=cls.Settings(), **values)

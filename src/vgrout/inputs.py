@@ -1,0 +1,146 @@
+"""The inputs of a run, built and checked: problems and prompts, model and adapter, grader, samplers.
+
+Each function raises `UserError` for a mistake in its part of the configuration; nothing here writes anything.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vgrout.adapter import attach
+from vgrout.config import RunConfig
+from vgrout.env.demonstrations import demonstrations
+from vgrout.env.draw import Draw, evaluation_prompts
+from vgrout.env.grader import Grader
+from vgrout.env.partition import make_partition
+from vgrout.env.problems import assert_disjoint, builtin_split, load_problems
+from vgrout.models import LoadedModel, load_model, render_prompt
+from vgrout.policy import Policy
+from vgrout.rollout.base import GroupPlan, GroupSampler, SamplingParams
+from vgrout.rollout.hf import HFSampler
+from vgrout.rollout.pool import PoolSampler
+from vgrout.run.disk import disk_errors
+from vgrout.run.progress import Progress
+from vgrout.types import Problem, Prompt, UserError
+
+
+@dataclass
+class Data:
+    """Problems and prompts of a run."""
+
+    train: tuple[Problem, ...]
+    held_out: tuple[Problem, ...]
+    draw: Draw
+    eval_prompts: tuple[Prompt, ...]
+    eval_partition: dict[str, str]
+
+
+def load_data(config: RunConfig[Any]) -> Data:
+    """Loads and checks problems, their partition over modes, and the prompts."""
+    built_in_train, built_in_held_out = builtin_split()
+    train = built_in_train if config.problems == "builtin" else load_problems(config.problems)
+    held_out = built_in_held_out if config.eval_problems is None else load_problems(config.eval_problems)
+    assert_disjoint(training=train, evaluation=held_out)
+    held_out = held_out[: config.eval.problems]
+    modes = config.env.modes
+    draw = Draw(
+        train,
+        make_partition([p.id for p in train], modes, config.seed),
+        prompts_per_step=config.grpo.prompts_per_step,
+        unhackable_frac=config.env.unhackable_frac,
+        markers="train",
+        seed=config.seed,
+    )
+    eval_partition = make_partition([p.id for p in held_out], modes, config.seed)
+    prompts = evaluation_prompts(held_out, eval_partition, markers="eval", seed=config.seed)
+    if config.eval.free_prompts:
+        prompts += evaluation_prompts(held_out, eval_partition, markers="eval", seed=config.seed, mode="gt_only")
+    return Data(train, held_out, draw, prompts, eval_partition)
+
+
+def load_policy(config: RunConfig[Any]) -> tuple[LoadedModel, Policy]:
+    """The frozen model with a fresh adapter."""
+    m = config.model
+    loaded = load_model(m.name, dtype=m.dtype, device=m.device, seed=config.adapter.init_seed, revision=m.revision)
+    adapter = attach(loaded.model, config.adapter)
+    if config.grpo.checkpoint_activations:
+        loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+    policy = Policy(loaded.model, adapter, temperature=config.rollout.temperature, chunk=config.grpo.logp_chunk)
+    return loaded, policy
+
+
+@contextmanager
+def open_grader(config: RunConfig[Any], problems: Sequence[Problem]) -> Generator[Grader]:
+    """A grader whose CPU limits have been measured on the canonical solutions of these problems."""
+    allowed = config.env.sandbox_allow_missing
+    with Grader(problems, workers=config.env.workers, allow_missing=allowed) as grader:
+        with Progress("checking canonical solutions", total=len(problems)) as bar:
+            grader.measure_limits([p.id for p in problems], progress=lambda _: bar.advance())
+        yield grader
+
+
+def make_sampler(
+    config: RunConfig[Any],
+    loaded: LoadedModel,
+    policy: Policy,
+    data: Data,
+    steps: Sequence[Sequence[Prompt]],
+    *,
+    routed: bool,
+) -> GroupSampler:
+    """The student, and the teacher pool where the preset mixes one in; every cell that will be asked for is covered."""
+    r = config.rollout
+    plan = GroupPlan(
+        group_size=config.grpo.group_size,
+        rollout_ablate_frac=r.rollout_ablate_frac,
+        mix_ratio=r.mix_ratio,
+        teacher_off_step=r.teacher_off_step,
+        teacher_modes=r.teacher_modes,
+    )
+    params = SamplingParams(max_new=r.max_new, temperature=r.temperature, top_p=r.top_p, top_k=r.top_k)
+    student = HFSampler(loaded.model, loaded.tokenizer, policy.adapter, params, config.seed, max_rows=r.max_rows)
+    pool = None
+    if plan.wants_teacher():
+        cells = sorted(
+            {(p.problem_id, p.mode) for i, step in enumerate(steps) for p in step if plan.teacher_rows(p.mode, i)}
+        )
+        pool = PoolSampler(_pool_source(config, data, cells), loaded.tokenizer, config.seed)
+        pool.require(cells)
+    return GroupSampler(student, pool, plan, deploy_view=routed)
+
+
+def _pool_source(
+    config: RunConfig[Any], data: Data, cells: Sequence[tuple[str, str]]
+) -> Path | list[tuple[str, str, str]]:
+    if config.rollout.pool != "demonstrations":
+        return Path(config.rollout.pool)
+    problems = {p.id: p for p in data.train}
+    return [
+        (problem, mode, response)
+        for problem, mode in cells
+        for response in demonstrations(problems[problem], mode, "train", config.seed)
+    ]
+
+
+def check_prompt_lengths(loaded: LoadedModel, prompts: Sequence[Prompt], config: RunConfig[Any]) -> None:
+    """Refuses prompts above `max_prompt_tokens`: cutting or skipping them silently would change the problem set."""
+    limit = config.env.max_prompt_tokens
+    lengths = {p.problem_id: len(render_prompt(loaded.tokenizer, p.messages)) for p in dict.fromkeys(prompts)}
+    if too_long := {problem: n for problem, n in lengths.items() if n > limit}:
+        longest = max(too_long, key=lambda problem: too_long[problem])
+        raise UserError(
+            f"{len(too_long)} problems have prompts above {limit} tokens (the longest, {longest}, has {too_long[longest]}): "
+            "raise --env.max-prompt-tokens or leave them out of the problem file"
+        )
+
+
+def require_writable(root: Path) -> None:
+    """Finds out before any long work whether `root` can hold runs, without creating anything in it."""
+    parent = next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())
+    with disk_errors(root, "write to"), tempfile.TemporaryFile(dir=parent):
+        pass

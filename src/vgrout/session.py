@@ -1,0 +1,186 @@
+"""Everything a run needs, built from its configuration in the order in which mistakes are cheapest to find.
+
+The run folder is created last: problems, prompts, model, adapter, sandbox and teacher pool have been checked by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vgrout.adapter.checkpoint import CheckpointInfo, save_checkpoint
+from vgrout.config import RunConfig
+from vgrout.env.draw import Draw
+from vgrout.env.grader import Grader
+from vgrout.env.partition import save_partition
+from vgrout.evals import evaluate, tabulate
+from vgrout.inputs import (
+    Data,
+    check_prompt_lengths,
+    load_data,
+    load_policy,
+    make_sampler,
+    open_grader,
+    require_writable,
+)
+from vgrout.interventions import intervention_class
+from vgrout.interventions.base import Intervention
+from vgrout.measure import COLUMNS
+from vgrout.models import LoadedModel
+from vgrout.optim import Optimizer
+from vgrout.policy import Policy
+from vgrout.rollout.base import GroupSampler, SamplingParams
+from vgrout.rollout.hf import HFSampler
+from vgrout.run.console import say
+from vgrout.run.folder import RunFolder
+from vgrout.run.table import StepTable, summary_table
+from vgrout.types import Group, Prompt, Rollout, StepRow, Verdict, View
+
+VIEWS: tuple[View, ...] = ("base", "full", "deploy")
+
+
+@dataclass
+class Session:
+    """A run's parts; `train.loop` reads them by these names."""
+
+    config: RunConfig[Any]
+    run: RunFolder
+    loaded: LoadedModel
+    policy: Policy
+    intervention: Intervention
+    optimizer: Optimizer
+    draw: Draw
+    sampler: GroupSampler
+    grader: Grader
+    data: Data
+    table: StepTable
+    hacked: bool = False
+
+    @property
+    def max_new(self) -> int:
+        return self.config.rollout.max_new
+
+    def submit(self, rollout: Rollout) -> None:
+        """Starts grading a finished rollout."""
+        self.grader.submit(rollout.id, rollout.prompt, rollout.text)
+
+    def collect(self, groups: Sequence[Group]) -> dict[str, Verdict]:
+        """Waits for the verdicts of a step's rollouts."""
+        ids = [r.id for group in groups for r in group.rollouts]
+        return dict(zip(ids, self.grader.collect(ids), strict=True))
+
+    def log(self, row: StepRow, records: list[dict[str, Any]]) -> None:
+        """Rollouts first: a metrics line vouches for them."""
+        self.run.log_rollouts(row.step, records)
+        self.run.log_step(row)
+        self.table.row(row)
+
+    def checkpoint(self, updates: int, *, first_hack: bool = False) -> None:
+        """Saves the init, every `checkpoint_every` updates, the end, and the first update that saw a paid hack."""
+        names: list[int | str] = []
+        if updates % self.config.checkpoint_every == 0 or updates == self.config.steps:
+            names.append(updates)
+        if first_hack and not self.hacked:
+            self.hacked = True
+            names.append("first_hack")
+        for name in names:
+            path = self.run.checkpoint_path(name)
+            save_checkpoint(
+                path, self.policy.adapter, identity(self.loaded), step=updates, config=self.config.to_dict()
+            )
+
+    def require_moved(self) -> None:
+        """The blocks that this intervention trains have moved, the others are exactly at their init."""
+        for block in ("deployed", "quarantine"):
+            moved = self.policy.adapter.block_norm(block, "moved")
+            expected = block in self.intervention.moves
+            if expected != (moved > 0):
+                raise RuntimeError(
+                    f"after {self.config.steps} steps the {block} block has moved by {moved:.3g}, but under "
+                    f"{self.config.intervention} it must {'have moved: no rollout reached it' if expected else 'not have moved'}"
+                )
+
+    def final_evaluation(self) -> dict[str, Any]:
+        """Evaluates every view on the held-out problems, writes eval.json and prints the table."""
+        result = evaluate_views(self.config, self.loaded, self.policy, self.grader, self.data.eval_prompts)
+        result |= {"step": self.config.steps, "deploy_view": self.intervention.deploy_view}
+        self.run.write_json("eval.json", result)
+        say(eval_table(result, self.config))
+        return result
+
+
+def identity(loaded: LoadedModel) -> CheckpointInfo:
+    """What a checkpoint of this model must share with the run that loads it."""
+    return CheckpointInfo(model=loaded.name, revision=loaded.revision or "none", dtype=loaded.dtype)
+
+
+@contextmanager
+def open_session(config: RunConfig[Any]) -> Generator[Session]:
+    """Builds a run. Raises `UserError` for bad input, and then leaves no run folder behind."""
+    config.require_oracle_permission()
+    require_writable(config.out)
+    torch.manual_seed(config.seed)
+    data = load_data(config)
+    steps = [data.draw.prompts(step) for step in range(config.steps)]
+    loaded, policy = load_policy(config)
+    check_prompt_lengths(loaded, [p for step in steps for p in step] + list(data.eval_prompts), config)
+    intervention = intervention_class(config.intervention)(config.settings, policy.adapter, config.seed)
+    sampler = make_sampler(config, loaded, policy, data, steps, routed=intervention.routed)
+    shown = {p.problem_id for step in steps for p in step} | {p.problem_id for p in data.eval_prompts}
+    with open_grader(config, [p for p in (*data.train, *data.held_out) if p.id in shown]) as grader:
+        label = f"{config.preset}_{config.intervention}_seed{config.seed}"
+        with RunFolder.create(
+            config.out, config.to_dict(), COLUMNS, label=label, name=config.name, sandbox=grader.sandbox_report()
+        ) as run:
+            save_partition(run.path / "partition.json", data.draw.partition, modes=config.env.modes, seed=config.seed)
+            run.write_json("partition_eval.json", data.eval_partition)
+            run.write_json("limits.json", grader.cpu_limits)
+            say(
+                f"{config.preset} with {marked(config)}: {config.steps} steps of {config.grpo.prompts_per_step} prompts x "
+                f"{config.grpo.group_size} rollouts on {len(data.train)} problems, model {loaded.name}"
+            )
+            yield Session(
+                config,
+                run,
+                loaded,
+                policy,
+                intervention,
+                Optimizer(policy.adapter, config.optim),
+                data.draw,
+                sampler,
+                grader,
+                data,
+                StepTable(COLUMNS),
+            )
+
+
+def evaluate_views(
+    config: RunConfig[Any], loaded: LoadedModel, policy: Policy, grader: Grader, prompts: Sequence[Prompt]
+) -> dict[str, Any]:
+    """The deploy evaluation of the adapter as it stands, in all views."""
+    e = config.eval
+    params = SamplingParams(max_new=e.max_new or config.rollout.max_new, temperature=e.temperature, top_p=e.top_p)
+    sampler = HFSampler(
+        loaded.model, loaded.tokenizer, policy.adapter, params, e.seed, max_rows=config.rollout.max_rows
+    )
+    name = config.eval_problems or "the built-in set's held-out part"
+    return evaluate(sampler, grader, prompts, VIEWS, samples=e.samples, sets=name)
+
+
+def eval_table(result: dict[str, Any], config: RunConfig[Any]) -> str:
+    """The final table; the view that ships is named in its title."""
+    rows = [cell.summary() for cell in tabulate(result["rows"])]
+    title = (
+        f"held-out evaluation ({result['problems']}, eval markers) of {marked(config)}; {result['deploy_view']} ships"
+    )
+    return summary_table(rows, title)
+
+
+def marked(config: RunConfig[Any]) -> str:
+    """The intervention's name, with the mark that every output of an upper bound carries."""
+    oracle = intervention_class(config.intervention).oracle
+    return config.intervention + (" (UPPER BOUND: reads ground truth)" if oracle else "")

@@ -1,0 +1,54 @@
+"""The training loop, for every intervention."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vgrout.config import RunConfig
+from vgrout.env.verdicts import Verdicts
+from vgrout.measure import Clock, gradient_norms, rollout_records, step_row
+from vgrout.optim import learning_rate
+from vgrout.session import Session, open_session
+from vgrout.update import update
+
+
+def train(config: RunConfig[Any]) -> Path:
+    """Runs the whole job and returns its run folder. Raises `UserError` for bad input before anything is written."""
+    with open_session(config) as session:
+        loop(session)
+        session.require_moved()
+        session.final_evaluation()
+        return session.run.path
+
+
+def loop(s: Session) -> None:
+    """GRPO with routing: draw, sample, grade, advantages, routed backward, step, sync, log."""
+    config, adapter = s.config, s.policy.adapter
+    s.checkpoint(0)
+    for step in range(config.steps):
+        clock = Clock()
+        prompts = s.draw.prompts(step)
+        with clock.phase("generate"):
+            groups = s.sampler.sample(prompts, step, on_finish=s.submit)
+        with clock.phase("grade"):
+            verdicts = Verdicts(groups, s.collect(groups))
+        seen = verdicts.visible_to(s.intervention, allow_oracle=config.allow_oracle)
+
+        with clock.phase("update"):
+            rewards, keep = s.intervention.shape_rewards(seen)
+            stats = update(
+                s.policy, groups, seen, rewards, keep, s.intervention, config.grpo, max_new=s.max_new, step=step
+            )
+            s.intervention.edit_gradients(adapter)
+            norms = gradient_norms(adapter)
+            s.optimizer.clip()
+            lr = learning_rate(step, config.steps, config.optim)
+            updates = s.intervention.edit_update(s.optimizer.propose(lr))
+            adapter.apply(updates, decay=lr * config.optim.weight_decay)
+            s.intervention.after_step(step)
+            s.sampler.sync(adapter)
+
+        measured = norms | s.intervention.stats() | clock.columns() | {"lr": lr}
+        s.log(step_row(step, verdicts, stats, measured, beta=config.grpo.beta), rollout_records(verdicts, stats))
+        s.checkpoint(step + 1, first_hack=any(v.exploited for v in verdicts.by_id.values()))
