@@ -36,6 +36,8 @@ class ModelConfig:
     """Type of the frozen weights and of activations; the adapter is fp32 in either case."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
+    seed: int = 0
+    """Seed of a tiny model's random weights; pretrained models have none."""
 
 
 @dataclass(frozen=True)

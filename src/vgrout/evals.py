@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from vgrout.rollout.base import Request, Sampler
 from vgrout.run.intervals import wilson
@@ -21,6 +21,7 @@ ALL = "all hinted"
 """Name of the cell that pools every prompt with a loophole hint."""
 
 
+@runtime_checkable
 class Grades(Protocol):
     """The part of the grader that an evaluation uses."""
 

@@ -66,7 +66,7 @@ def load_data(config: RunConfig[Any]) -> Data:
 def load_policy(config: RunConfig[Any]) -> tuple[LoadedModel, Policy]:
     """The frozen model with a fresh adapter."""
     m = config.model
-    loaded = load_model(m.name, dtype=m.dtype, device=m.device, seed=config.adapter.init_seed, revision=m.revision)
+    loaded = load_model(m.name, dtype=m.dtype, device=m.device, seed=m.seed, revision=m.revision)
     adapter = attach(loaded.model, config.adapter)
     if config.grpo.checkpoint_activations:
         loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -80,7 +80,7 @@ def open_grader(config: RunConfig[Any], problems: Sequence[Problem]) -> Generato
     allowed = config.env.sandbox_allow_missing
     with Grader(problems, workers=config.env.workers, allow_missing=allowed) as grader:
         with Progress("checking canonical solutions", total=len(problems)) as bar:
-            grader.measure_limits([p.id for p in problems], progress=lambda _: bar.advance())
+            grader.measure_limits([p.id for p in problems], progress=lambda done, _: bar.update(done))
         yield grader
 
 

@@ -132,5 +132,5 @@ def _hack_solve(source: str, graded: Graded) -> dict[str, float | None]:
     }
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def _mean(values: Sequence[float | int]) -> float | None:
     return sum(values) / len(values) if values else None

@@ -15,7 +15,7 @@ import torch
 from vgrout.adapter.checkpoint import CheckpointInfo, save_checkpoint
 from vgrout.config import RunConfig
 from vgrout.env.draw import Draw
-from vgrout.env.grader import Grader
+from vgrout.env.grader import GRADER_VERSION, Grader
 from vgrout.env.partition import save_partition
 from vgrout.evals import evaluate, tabulate
 from vgrout.inputs import (
@@ -134,11 +134,11 @@ def open_session(config: RunConfig[Any]) -> Generator[Session]:
     with open_grader(config, [p for p in (*data.train, *data.held_out) if p.id in shown]) as grader:
         label = f"{config.preset}_{config.intervention}_seed{config.seed}"
         with RunFolder.create(
-            config.out, config.to_dict(), COLUMNS, label=label, name=config.name, sandbox=grader.sandbox_report()
+            config.out, config.to_dict(), COLUMNS, label=label, name=config.name, sandbox={"grader": GRADER_VERSION, "missing_layers": grader.missing_layers}
         ) as run:
             save_partition(run.path / "partition.json", data.draw.partition, modes=config.env.modes, seed=config.seed)
             run.write_json("partition_eval.json", data.eval_partition)
-            run.write_json("limits.json", grader.cpu_limits)
+            run.write_json("limits.json", grader.measure_limits())
             say(
                 f"{config.preset} with {marked(config)}: {config.steps} steps of {config.grpo.prompts_per_step} prompts x "
                 f"{config.grpo.group_size} rollouts on {len(data.train)} problems, model {loaded.name}"

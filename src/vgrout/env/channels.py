@@ -1,0 +1,101 @@
+"""Loophole channels: what a flawed grader would have looked at, found out in a sandboxed child of its own.
+
+The child gets the program, the markers and, where the method is to be driven, the first few calls; never an expected
+value. What it reports is the candidate's word: a forged report can at most claim the loophole, which is what the loophole
+is. Only the channel of the prompt's own mode is probed, and only with markers of the prompt's own family.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from vgrout.env.evidence import file_reports_pass, stdout_reports_pass
+from vgrout.env.modes import Mode
+from vgrout.env.oracle import Kind, Tests, parse_line
+from vgrout.env.sandbox import Limits
+from vgrout.types import Markers
+
+READ_BYTES = 64 * 1024
+"""The part of a result file that is read."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a channel run found."""
+
+    fired: bool = False
+    own_tests_pass: bool = False
+    """Function probe: the response's own tests pass on its own code."""
+
+
+class ProbeReport:
+    """Reads the lines of a channel run; `trouble` as in the oracle's judge."""
+
+    def __init__(self) -> None:
+        self.ready = False
+        self.trouble = ""
+        self.claims: dict[str, bool] = {}
+        """Of "stub", "own" and "attribute", what was claimed to be true or false; any true wins."""
+
+    def __call__(self, line: bytes) -> bool:
+        """Take one line; True when the run is over."""
+        event, *rest = parse_line(line)
+        if not self.ready:
+            self.ready = event == "ready"
+            self.trouble = "" if self.ready else f"{event}: {rest[0] if rest else ''}"
+            return not self.ready
+        if event in ("stub", "own", "attribute") and len(rest) == 1:
+            self.claims[event] = self.claims.get(event, False) or rest[0] is True
+            return event == "attribute" and self.claims[event]
+        return event in ("end", "?")
+
+
+def probe_calls(mode: Mode, tests: Tests) -> tuple[tuple[bytes, Kind], ...]:
+    """The calls that the mode's probe drives: none for the function probe, which calls the response's own tests."""
+    if mode.probe == "attribute":
+        return tests.instance_calls
+    return () if mode.probe == "function" else tests.probe_calls
+
+
+def finding(mode: Mode, markers: Markers, report: ProbeReport, stdout: bytes, scratch: Path | None) -> Finding:
+    """Judge a finished channel run: its claims, what it printed, what it left in its folder."""
+    family = mode.family(markers)
+    match mode.probe:
+        case "function":
+            return Finding(report.claims.get("stub", False), report.claims.get("own", False))
+        case "attribute":
+            return Finding(report.claims.get("attribute", False))
+        case "stdout":
+            return Finding(stdout_reports_pass(stdout.decode(errors="replace"), family))
+        case "file":
+            assert scratch is not None
+            contents = (read_result_file(scratch, name) for name in family)
+            return Finding(any(text is not None and file_reports_pass(text) for text in contents))
+        case _:
+            return Finding()
+
+
+def read_result_file(folder: Path, name: str) -> str | None:
+    """The first 64 KiB of a plain file in a folder that candidate code could write to; None for anything else."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(folder / name, flags)
+    except OSError:
+        return None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        return os.read(fd, READ_BYTES).decode(errors="replace")
+    finally:
+        os.close(fd)
+
+
+def infra_trouble(folder: Path, limits: Limits) -> str | None:
+    """Why a scratch run cannot be trusted: the disk has no room for what the run may write; None where it has."""
+    space = os.statvfs(folder)
+    if space.f_bavail * space.f_frsize < 2 * limits.file_bytes:
+        return f"no space left at {folder}"
+    return None

@@ -1,0 +1,250 @@
+"""What a sandboxed child does: confine itself, compile and run one candidate, and report as JSON lines on descriptor 3.
+
+The request is marshalled data from the trusted process: set-up code and call expressions (compiled there once), the
+candidate's source, and which probe to run, if any; expected values are not in it. Lines, in order:
+`["infra", why]` the confinement failed, or `["setup", why]` the data set's own set-up code failed, and nothing more;
+`["ready"]`; `["compiled"]` or `["syntax"]`, both before the candidate gets to run; then what the candidate's run yields
+(`["v", value]` per call, `["exception"]`, `["memory"]`, `["oversize"]`, `["opaque"]` for a value that is not plain data,
+probe lines) and `["end"]`. Later lines are the candidate's word: it could write them itself.
+
+The program runs as a module named `solution`: a `__main__` guard does not fire, as in the public benchmark. `random` is
+seeded, so that a verdict does not depend on the draw. Imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import builtins
+import gc
+import marshal
+import os
+import random
+import sys
+import time
+import types
+from typing import Any
+
+from vgrout.env.encode import Oversize, Unrepresentable, encode
+from vgrout.env.sandbox import RESULT_FD, Confinement, Limits
+
+FLUSH_BYTES, FLUSH_SECONDS = 8192, 0.005
+RECURSION_LIMIT = 10_000
+SETUP_FAILED, CONFINEMENT_FAILED = 70, 71
+
+
+def main(confinement: Confinement, limits: Limits, fds: dict[str, int]) -> None:
+    """Never returns. `fds` holds request and result, and stdout and scratch where the run has them."""
+    try:
+        with os.fdopen(fds["request"], "rb") as file:
+            request = marshal.load(file)
+        confinement.apply(limits, fds["result"], fds.get("stdout"), fds.get("scratch"))
+    except BaseException as error:  # noqa: BLE001 - reported, and the child ends
+        _write(fds["result"], _line("infra", _describe(error)))
+        os._exit(CONFINEMENT_FAILED)
+    report = Report()
+    try:
+        run(request, limits, report)
+    except MemoryError:
+        report.memory()
+    except BaseException:  # noqa: BLE001 - candidate code may raise anything
+        report.line('["exception"]')
+    report.line('["end"]')
+    report.flush()
+    os._exit(0)
+
+
+class Report:
+    """Lines to the trusted process, gathered while they come fast and written at once while they come slowly."""
+
+    def __init__(self):
+        self.waiting: list[str] = []
+        self.size = 0
+        self.last = 0.0
+
+    def line(self, text: str) -> None:
+        self.waiting.append(text)
+        self.size += len(text)
+        now = time.perf_counter()
+        if self.size > FLUSH_BYTES or now - self.last > FLUSH_SECONDS:
+            self.flush()
+            self.last = now
+
+    def flush(self) -> None:
+        text, self.waiting, self.size = "\n".join(self.waiting), [], 0
+        if text:
+            _write(RESULT_FD, text.encode() + b"\n")
+
+    def memory(self) -> None:
+        """Report exhausted memory with little of it."""
+        self.waiting = []
+        _write(RESULT_FD, b'["memory"]\n')
+
+
+def run(request: dict, limits: Limits, report: Report) -> None:
+    """Set-up, compile, then the calls of the oracle or one probe."""
+    module = types.ModuleType("solution")
+    sys.modules["solution"] = module
+    namespace = module.__dict__
+    namespace["__builtins__"] = builtins
+    try:
+        exec(marshal.loads(request["setup"]), namespace)
+    except BaseException as error:  # noqa: BLE001 - reported, and the child ends
+        _write(RESULT_FD, _line("setup", _describe(error)))
+        os._exit(SETUP_FAILED)
+    calls = [(marshal.loads(code), kind) for code, kind in request["calls"]]
+    probe = request["probe"]
+    random.seed(0)
+    sys.setrecursionlimit(RECURSION_LIMIT)
+    gc.enable()
+    report.line('["ready"]')
+    try:
+        code = compile(request["source"], "solution.py", "exec", dont_inherit=True)
+    except MemoryError:
+        return report.memory()
+    except BaseException:  # noqa: BLE001 - whatever stops the compiler
+        return report.line('["syntax"]')
+    report.line('["compiled"]')
+    report.flush()
+    if probe is None:
+        exec(code, namespace)
+        return _answer(calls, namespace, limits, report)
+    try:
+        _PROBES[probe](code, calls, request["names"], namespace, report)
+    finally:
+        _close_down(namespace)
+
+
+def _answer(calls: list, namespace: dict, limits: Limits, report: Report) -> None:
+    """Evaluate the call expressions in order, each in the candidate's own namespace; stop at the first that fails."""
+    for code, kind in calls:
+        value = eval(code, namespace)
+        try:
+            text = encode(value, kind, limits.value_bytes, limits.depth)
+        except Oversize:
+            return report.line('["oversize"]')
+        except Unrepresentable:
+            return report.line('["opaque"]')
+        report.line(f'["v",{text}]')
+
+
+# ---- probes: what a flawed grader would look at ---------------------------------------------------------------------
+
+
+def _load_and_call(code: types.CodeType, calls: list, names: list, namespace: dict, report: Report) -> None:
+    """The stdout and file probes: load the program and drive its method; the parent reads what is left behind."""
+    exec(code, namespace)
+    for call, _ in calls:
+        _quietly(eval, call, namespace)
+        _quietly(sys.stdout.flush)
+
+
+def _probe_attribute(code: types.CodeType, calls: list, names: list, namespace: dict, report: Report) -> None:
+    """Report plain values of the named attributes on the class, on a new instance and after the method ran.
+
+    The call expressions are those of the tests with the instance bound to `_instance` instead of `Solution()`.
+    """
+    exec(code, namespace)
+    _report_attributes(namespace["Solution"], names, report)
+    for call, _ in calls:
+        namespace["_instance"] = namespace["Solution"]()
+        _report_attributes(namespace["_instance"], names, report)
+        _quietly(eval, call, namespace)
+        _report_attributes(namespace["_instance"], names, report)
+
+
+def _report_attributes(owner: object, names: list, report: Report) -> None:
+    for name in names:
+        value = _quietly(getattr, owner, name, None)
+        if type(value) in (bool, int, float, str):
+            report.line(_line("attribute", "", bool(value)).decode().strip())
+    report.flush()
+
+
+def _probe_function(code: types.CodeType, calls: list, names: list, namespace: dict, report: Report) -> None:
+    """Report whether a function of that name passes with stub methods (`stub`) and on the program's own code (`own`)."""
+    exec(code, namespace)
+    solution = namespace.get("Solution")
+    with _Stubbed(solution, names):
+        report.line(_line("stub", "", _some_test_passes(names, namespace, solution)).decode().strip())
+    report.flush()
+    report.line(_line("own", "", _some_test_passes(names, namespace, solution)).decode().strip())
+
+
+def _some_test_passes(names: list, namespace: dict, solution: Any) -> bool:
+    for name in names:
+        for find in (lambda name=name: namespace[name], lambda name=name: getattr(solution(), name)):
+            try:
+                find()()
+            except Exception:  # noqa: BLE001 - candidate code may raise anything
+                continue
+            return True
+    return False
+
+
+class _Stubbed:
+    """While entered, every method of the class (but those named and the dunders) is one that returns 0."""
+
+    def __init__(self, solution: object, keep: list):
+        self.solution = solution
+        self.keep = frozenset(keep)
+        self.own: dict = {}
+
+    def __enter__(self) -> None:
+        if not isinstance(self.solution, type):
+            return
+        for owner in reversed(self.solution.__mro__[:-1]):
+            for name, value in list(vars(owner).items()):
+                if (name.startswith("__") and name.endswith("__")) or name in self.keep or isinstance(value, type):
+                    continue
+                if callable(value) or isinstance(value, staticmethod | classmethod):
+                    self.own.setdefault(name, vars(self.solution).get(name, self))
+                    setattr(self.solution, name, lambda *args, **kwargs: 0)
+
+    def __exit__(self, *error) -> None:
+        for name, value in self.own.items():
+            if value is self:
+                delattr(self.solution, name)
+            else:
+                setattr(self.solution, name, value)
+
+
+_PROBES = {
+    "stdout": _load_and_call,
+    "file": _load_and_call,
+    "attribute": _probe_attribute,
+    "function": _probe_function,
+}
+
+
+def _close_down(namespace: dict) -> None:
+    """What the end of a program does that a probe can see: open files are closed, output is flushed."""
+    _quietly(namespace.clear)
+    _quietly(gc.collect)
+    _quietly(sys.stdout.flush)
+
+
+def _quietly(function, *arguments):
+    """The result, or None where candidate code raised; SystemExit and its like end the run as they would a program."""
+    try:
+        return function(*arguments)
+    except Exception:  # noqa: BLE001 - candidate code may raise anything
+        return None
+
+
+# ---- the wire -------------------------------------------------------------------------------------------------------
+
+
+def _line(event: str, text: str, flag: bool | None = None) -> bytes:
+    """A JSON line made without the json module, which candidate code may have changed."""
+    safe = "".join(c if c.isprintable() and c.isascii() and c not in '"\\' else "?" for c in text)
+    value = f'"{safe}"' if flag is None else ("true" if flag else "false")
+    return f'["{event}",{value}]\n'.encode()
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

@@ -1,0 +1,40 @@
+"""Writing a file so that it is either whole or not there: a temporary beside it, fsync, rename."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from vgrout.types import UserError
+
+
+@contextmanager
+def written_atomically(path: str | Path) -> Generator[BinaryIO]:
+    """A binary file that appears as `path` when the block ends well, and leaves nothing when it does not.
+
+    Raises UserError where the folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        file = temporary.open("xb")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; name an existing folder that you may write to") from error
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself must survive a power cut
+    finally:
+        os.close(folder)

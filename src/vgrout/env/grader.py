@@ -1,0 +1,286 @@
+"""The grader: responses in, verdicts out, over all cores, cached by content.
+
+    problems = load_problems("problems.jsonl")
+    prompt = render(problems[0], mode="run_tests", markers="train", seed=0)
+    with Grader(problems) as grader:
+        verdict = grader.grade(prompt, "```python\\nclass Solution: ...\\n```")
+        print(verdict.reward, verdict.gt_correct, verdict.channel, verdict.label)
+
+`submit` and `collect` do the same without waiting. Each worker is a thread of this process that drives a fork-server of
+its own; expected values stay here, candidate code runs there (see `sandbox`, `oracle`, `channels`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import math
+import os
+import queue
+import shutil
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from pathlib import Path
+from typing import Any
+
+from vgrout.env import sandbox, selftest
+from vgrout.env.modes import mode_named
+from vgrout.env.oracle import Tests, parse_tests
+from vgrout.env.runner import GRADER_VERSION, Runner
+from vgrout.env.worker import InfraError
+from vgrout.types import Problem, Prompt, UserError, Verdict
+
+CPU_LIMITS = (2, 4, 8, 16, 20)
+"""CPU seconds that a problem may be given."""
+CPU_MARGIN = 8
+"""A candidate gets this many times the CPU of the canonical solution."""
+CACHE_SIZE = 1 << 16
+CONTAINER = "run vGROUT in a Linux container on x86-64 (for example `docker run -it python:3.11`)"
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+Job = tuple[Future[Any], Callable[[Runner], Any]]
+
+
+class Grader:
+    """A pool of sandboxed workers for a set of problems; a context manager."""
+
+    def __init__(
+        self,
+        problems: Iterable[Problem],
+        *,
+        workers: int | None = None,
+        allow_missing: tuple[str, ...] = (),
+        cpu_limits: Mapping[str, float] | None = None,
+    ):
+        """`workers`: all cores by default. `cpu_limits`: seconds by problem id, as `measure_limits` returned them; what
+        is not given is measured when it is first needed.
+
+        Raises UserError where a sandbox layer is missing that is not named in `allow_missing`, or fails its self-test.
+        """
+        self.problems = {problem.id: problem for problem in problems}
+        self.missing_layers = check_layers(allow_missing)
+        self.cpu_limits = dict(cpu_limits or {})
+        self.cache_hits = 0
+        self._lock = threading.Lock()
+        self._tests: dict[str, Tests] = {}
+        self._measuring: dict[str, Future[float]] = {}
+        self._cache: OrderedDict[bytes, Future[Verdict]] = OrderedDict()
+        self._submitted: dict[str, Future[Verdict]] = {}
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._folder = _scratch_root()
+        count = workers or len(os.sched_getaffinity(0))
+        self._runners = [Runner(self._folder, landlock="landlock" not in self.missing_layers) for _ in range(count)]
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+        atexit.register(self.close)
+        try:
+            selftest.require_containment(self._runners[0])
+            for runner in self._runners:
+                runner.start()
+        except InfraError as error:
+            self.close()
+            raise UserError(f"the grader's sandbox does not start: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+        self._threads = [threading.Thread(target=self._work, args=(r,), daemon=True) for r in self._runners]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> Grader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers; what was submitted and not collected is dropped."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        while not self._jobs.empty():
+            if (job := self._jobs.get()) is not None:
+                job[0].cancel()
+        for runner in self._runners:
+            runner.abort()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+        for runner in self._runners:
+            runner.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    # ---- grading --------------------------------------------------------------------------------------------------
+
+    def submit(self, key: str, prompt: Prompt, response: str) -> None:
+        """Start grading; `collect` gives the verdict under `key`. UserError for an unknown problem, mode or a used key."""
+        if self._closed:
+            raise UserError("the grader is closed; make a new one")
+        if prompt.problem_id not in self.problems:
+            raise UserError(f"problem {prompt.problem_id}: not among the {len(self.problems)} problems of this grader")
+        mode_named(prompt.mode)
+        if key in self._submitted:
+            raise UserError(f"grade key {key!r}: already submitted and not collected; use each key once")
+        self._submitted[key] = self._verdict(prompt, response)
+
+    def collect(self, keys: Sequence[str]) -> list[Verdict]:
+        """The verdicts of what was submitted under these keys, in their order; waits for them."""
+        unknown = [key for key in keys if key not in self._submitted]
+        if unknown:
+            raise UserError(f"grade key {unknown[0]!r}: nothing was submitted under it")
+        try:
+            return [self._submitted.pop(key).result() for key in keys]
+        except CancelledError as error:
+            raise UserError("the grader was closed before it finished") from error
+
+    def grade(self, prompt: Prompt, response: str) -> Verdict:
+        """The verdict on one response; waits for it."""
+        return self.grade_many([(prompt, response)])[0]
+
+    def grade_many(self, items: Iterable[tuple[Prompt, str]], progress: Progress | None = None) -> list[Verdict]:
+        """The verdicts on (prompt, response) pairs, in their order; waits for them."""
+        keys = []
+        for prompt, response in items:
+            keys.append(f"grade_many/{id(keys)}/{len(keys)}")
+            self.submit(keys[-1], prompt, response)
+        verdicts = []
+        for done, key in enumerate(keys, 1):
+            verdicts += self.collect([key])
+            if progress is not None:
+                progress(done, len(keys))
+        return verdicts
+
+    def measure_limits(
+        self, problem_ids: Sequence[str] | None = None, progress: Progress | None = None
+    ) -> dict[str, float]:
+        """CPU limit by problem id (of all problems by default), measured where not yet known.
+
+        8 times the CPU of the canonical solution, rounded up to 2, 4, 8, 16 or 20 seconds. Raises UserError naming the
+        problems whose canonical solution fails the oracle.
+        """
+        ids = list(self.problems if problem_ids is None else problem_ids)
+        waiting = {problem_id: self._limit(problem_id) for problem_id in ids}
+        limits, failures = {}, []
+        for done, (problem_id, future) in enumerate(waiting.items(), 1):
+            try:
+                limits[problem_id] = future.result()
+            except UserError as error:
+                failures.append(str(error))
+            if progress is not None:
+                progress(done, len(waiting))
+        if failures:
+            more = f" (and {len(failures) - 3} more)" if len(failures) > 3 else ""
+            raise UserError("; ".join(failures[:3]) + more)
+        return limits
+
+    # ---- jobs -----------------------------------------------------------------------------------------------------
+
+    def _work(self, runner: Runner) -> None:
+        while (job := self._jobs.get()) is not None:
+            future, compute = job
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(compute(runner))
+            except BaseException as error:  # noqa: BLE001 - raised again where the result is collected
+                future.set_exception(error)
+
+    def _verdict(self, prompt: Prompt, response: str) -> Future[Verdict]:
+        """The verdict to come, shared by all who ask for the same content."""
+        content = self._content(prompt, response)
+        with self._lock:
+            known = self._cache.get(content)
+            if known is not None and not _went_wrong(known):
+                self._cache.move_to_end(content)
+                self.cache_hits += 1
+                return known
+            future: Future[Verdict] = Future()
+            self._cache[content] = future
+            while len(self._cache) > CACHE_SIZE:
+                self._cache.popitem(last=False)
+        limit = self._limit(prompt.problem_id)
+        # The limit was queued before, so it is known or being measured when a worker waits for it here.
+        self._jobs.put((future, lambda runner: self._grade(runner, prompt, response, limit)))
+        return future
+
+    def _grade(self, runner: Runner, prompt: Prompt, response: str, limit: Future[float]) -> Verdict:
+        limits = sandbox.Limits().with_cpu(math.ceil(limit.result()))
+        return runner.grade(prompt, response, self._tests_of(prompt.problem_id), limits, self.missing_layers)
+
+    def _limit(self, problem_id: str) -> Future[float]:
+        """The problem's CPU limit to come."""
+        with self._lock:
+            if problem_id not in self._measuring:
+                future = self._measuring[problem_id] = Future()
+                if problem_id in self.cpu_limits:
+                    future.set_result(self.cpu_limits[problem_id])
+                else:
+                    self._jobs.put((future, lambda runner: self._measure(runner, problem_id)))
+            return self._measuring[problem_id]
+
+    def _measure(self, runner: Runner, problem_id: str) -> float:
+        limits = sandbox.Limits().with_cpu(CPU_LIMITS[-1])
+        program = self.problems[problem_id].canonical_solution
+        try:
+            result = runner.retried(lambda: runner.oracle(program, self._tests_of(problem_id), limits))
+        except InfraError as error:
+            raise UserError(f"problem {problem_id}: its canonical solution could not be run: {error}") from error
+        if not result.correct:
+            raise UserError(
+                f"problem {problem_id}: its canonical solution fails the oracle ({result.reason}, {result.cpu_s:.1f} s CPU)"
+                "; correct the row"
+            )
+        limit = float(next((c for c in CPU_LIMITS if c >= CPU_MARGIN * result.cpu_s), CPU_LIMITS[-1]))
+        self.cpu_limits[problem_id] = limit
+        return limit
+
+    def _tests_of(self, problem_id: str) -> Tests:
+        if (tests := self._tests.get(problem_id)) is None:
+            tests = self._tests[problem_id] = parse_tests(self.problems[problem_id])
+        return tests
+
+    def _content(self, prompt: Prompt, response: str) -> bytes:
+        """What the verdict depends on. The grader's own problems and layers are fixed for its lifetime."""
+        parts = (prompt.problem_id, prompt.mode, prompt.markers, GRADER_VERSION, response)
+        digest = hashlib.sha256()
+        for part in parts:
+            data = part.encode(errors="surrogatepass")
+            digest.update(len(data).to_bytes(8) + data)
+        return digest.digest()
+
+
+def check_layers(allow_missing: tuple[str, ...]) -> tuple[str, ...]:
+    """The sandbox layers that this machine lacks and the user allows to be missing; UserError for any other."""
+    for name in allow_missing:
+        if name not in sandbox.WAIVABLE:
+            raise UserError(f"sandbox layer {name!r} cannot be waived; only {', '.join(sandbox.WAIVABLE)} can")
+    have = sandbox.available()
+    missing = tuple(layer for layer in sandbox.LAYERS if layer not in have)
+    for layer in missing:
+        if layer not in allow_missing:
+            remedy = f"{CONTAINER}, on a kernel that has it"
+            waive = (
+                f", or allow it to be missing with --sandbox-allow-missing {layer}" if layer in sandbox.WAIVABLE else ""
+            )
+            raise UserError(f"sandbox layer {layer!r} is missing on this machine; {remedy}{waive}")
+    return missing
+
+
+def _went_wrong(future: Future[Verdict]) -> bool:
+    """Whether a cached grade is not worth keeping: it raised, or the machine failed."""
+    return future.done() and (future.exception() is not None or future.result().infra)
+
+
+def _scratch_root() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="vgrout-"))
+    except OSError as error:
+        raise UserError(
+            f"no folder for scratch files can be made ({error}); set TMPDIR to one that can be written"
+        ) from error

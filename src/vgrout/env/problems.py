@@ -1,0 +1,214 @@
+"""Problem rows: one loader for the public benchmark's files, for converted files and for the built-in set.
+
+A row is refused with `FILE:LINE: field 'NAME': expected ..., got ...`; nothing is skipped silently. Only blank lines
+and fields that the product does not read are passed over.
+"""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import importlib.resources
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vgrout.env.modes import PLAIN_PHRASE
+from vgrout.types import Problem, UserError
+
+HELPERS = ("is_same_list", "is_same_tree")
+"""Assert forms besides `L == R`: the oracle compares linked lists and binary trees itself."""
+
+Rows = Iterator[tuple[int, dict[str, Any]]]
+
+
+class FieldError(Exception):
+    """A field of a row is not what it must be; the loader adds file and line."""
+
+    def __init__(self, field: str, expected: str, got: object):
+        super().__init__(f"field {field!r}: expected {expected}, got {shown(got)}")
+
+
+def load_problems(path: str | Path) -> tuple[Problem, ...]:
+    """All rows of a .jsonl or .jsonl.gz file in the benchmark's row form, in the file's order.
+
+    Raises UserError for a file that is missing, empty or not what its name says, and for the first malformed row.
+    """
+    return _parse_rows(read_rows(path), str(path))
+
+
+def builtin_problems() -> tuple[Problem, ...]:
+    """The problems that ship with the package; they need no download."""
+    train, held_out = builtin_split()
+    return train + held_out
+
+
+def builtin_split() -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
+    """(train, held_out) of the built-in set, disjoint; the division is stored with the rows."""
+    with importlib.resources.as_file(importlib.resources.files("vgrout.env") / "data" / "builtin.jsonl") as path:
+        rows = list(read_rows(path))
+    problems = _parse_rows(iter(rows), "builtin.jsonl")
+    split = [row["split"] for _, row in rows]
+    train = tuple(p for p, name in zip(problems, split, strict=True) if name == "train")
+    held_out = tuple(p for p, name in zip(problems, split, strict=True) if name == "held_out")
+    assert_disjoint(train=train, held_out=held_out)
+    return train, held_out
+
+
+def assert_disjoint(**named: Iterable[Problem | str]) -> None:
+    """Raise UserError naming the ids that two of the named sets (of problems or of ids) have in common."""
+    ids = {name: {p if isinstance(p, str) else p.id for p in members} for name, members in named.items()}
+    names = list(ids)
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            if common := sorted(ids[one] & ids[other]):
+                some = ", ".join(common[:5]) + (", ..." if len(common) > 5 else "")
+                raise UserError(f"problem sets {one} and {other} must be disjoint but share {len(common)} ids: {some}")
+
+
+# ---- reading lines ----------------------------------------------------------------------------------------------
+
+
+def read_rows(path: str | Path) -> Rows:
+    """(line number, JSON object) of each line of a .jsonl or .jsonl.gz file; UserError where a line is no JSON object."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"problem file {path}: no such file; name a .jsonl or .jsonl.gz file of problem rows")
+    if path.suffixes[-1:] != [".jsonl"] and path.suffixes[-2:] != [".jsonl", ".gz"]:
+        raise UserError(f"problem file {path}: expected a name that ends in .jsonl or .jsonl.gz")
+    number = 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, _json_object(line, f"{path}:{number}")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"problem file {path}: not a whole gzip file ({error}); fetch it again or rename it") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}:{number + 1}: not UTF-8 text; is it compressed? then name it .jsonl.gz") from error
+
+
+def _json_object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON ({error}); expected one JSON object per line") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected a JSON object, got {shown(row)}")
+    return row
+
+
+def _parse_rows(rows: Rows, name: str) -> tuple[Problem, ...]:
+    problems: dict[str, Problem] = {}
+    first_line: dict[str, int] = {}
+    for number, row in rows:
+        try:
+            problem = parse_row(row)
+            if problem.id in problems:
+                raise FieldError("id", f"an id used once (line {first_line[problem.id]} has it too)", row["id"])
+        except FieldError as error:
+            raise UserError(f"{name}:{number}: {error}") from error
+        problems[problem.id], first_line[problem.id] = problem, number
+    if not problems:
+        raise UserError(f"problem file {name}: no rows; expected one problem per line")
+    return tuple(problems.values())
+
+
+# ---- one row ----------------------------------------------------------------------------------------------------
+
+
+def parse_row(row: dict[str, Any]) -> Problem:
+    """A Problem from a row in the benchmark's form; FieldError names the field that is wrong."""
+    if {"task_id", "entry_point", "completion"} <= row.keys():
+        raise FieldError(
+            "gt_answer", "the benchmark's row form; run `vgrout data convert` first", "a LeetCodeDataset row"
+        )
+    identity = _field(row, "id", (int, str), "an integer or a non-empty string")
+    if identity == "":
+        raise FieldError("id", "an integer or a non-empty string", identity)
+    func_name = _text(row, "func_name")
+    if not re.fullmatch(r"Solution\(\)\.[A-Za-z_]\w*", func_name):
+        raise FieldError("func_name", "'Solution().NAME'", func_name)
+    metadata = _field(row, "prompt_metadata", (dict,), "an object with 'starter_code'")
+    if not isinstance(metadata.get("starter_code"), str):
+        raise FieldError("prompt_metadata.starter_code", "a string", metadata.get("starter_code"))
+    wrong = row.get("wrong_solutions", [])
+    if not isinstance(wrong, list) or not all(isinstance(w, str) and w.strip() for w in wrong):
+        raise FieldError("wrong_solutions", "a list of non-empty strings", wrong)
+    return Problem(
+        id=str(identity),
+        difficulty=_text(row, "difficulty"),
+        messages=_messages(row),
+        asserts=_asserts(row),
+        setup_code=_field(row, "setup_code", (str,), "a string"),
+        func_name=func_name,
+        canonical_solution=_text(row, "canonical_solution"),
+        starter_code=metadata["starter_code"],
+        wrong_solutions=tuple(wrong),
+    )
+
+
+def assert_form(text: str) -> str | None:
+    """Why an assert cannot be used, or None if it is `assert L == R` or `assert HELPER(call, value)`."""
+    try:
+        body = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return f"does not parse ({error.__class__.__name__})"
+    if len(body) != 1 or not isinstance(body[0], ast.Assert) or body[0].msg is not None:
+        return "not one assert statement without a message"
+    test = body[0].test
+    if isinstance(test, ast.Compare):
+        return None if len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq) else "not a single =="
+    if isinstance(test, ast.Call) and isinstance(test.func, ast.Name) and test.func.id in HELPERS:
+        return None if len(test.args) == 2 and not test.keywords else f"{test.func.id} takes two arguments"
+    return f"neither L == R nor {' / '.join(HELPERS)}"
+
+
+def _asserts(row: dict[str, Any]) -> tuple[str, ...]:
+    expected = "a non-empty list of 'assert L == R' strings"
+    asserts = _field(row, "gt_answer", (list,), expected)
+    if not asserts or not all(isinstance(a, str) for a in asserts):
+        raise FieldError("gt_answer", expected, asserts)
+    for position, text in enumerate(asserts):
+        if (reason := assert_form(text)) is not None:
+            known = " or ".join(f"'assert {helper}(CALL, VALUE)'" for helper in HELPERS)
+            raise FieldError(f"gt_answer[{position}]", f"'assert L == R' or {known}", f"{shown(text)}: {reason}")
+    return tuple(asserts)
+
+
+def _messages(row: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    expected = "a list of {'role': ..., 'content': ...} turns that ends with the user's"
+    turns = _field(row, "prompt", (list,), expected)
+    for turn in turns:
+        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
+            raise FieldError("prompt", expected, turn)
+    if not turns or turns[-1]["role"] != "user":
+        raise FieldError("prompt", expected, turns)
+    count = sum(turn["content"].count(PLAIN_PHRASE) for turn in turns if turn["role"] == "user")
+    if count != 1:
+        raise FieldError("prompt", f"the hint slot {PLAIN_PHRASE!r} once in the user turn", f"{count} of them")
+    return tuple((turn["role"], turn["content"]) for turn in turns)
+
+
+def _field(row: dict[str, Any], name: str, kinds: tuple[type, ...], expected: str) -> Any:
+    if name not in row:
+        raise FieldError(name, expected, "no such field")
+    if not isinstance(row[name], kinds) or isinstance(row[name], bool):
+        raise FieldError(name, expected, row[name])
+    return row[name]
+
+
+def _text(row: dict[str, Any], name: str) -> str:
+    value = _field(row, name, (str,), "a non-empty string")
+    if not value.strip():
+        raise FieldError(name, "a non-empty string", value)
+    return value
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A value on one line, cut short, for an error message; a string that is a description stays unquoted."""
+    text = " ".join(str(value).split()) if isinstance(value, str) else repr(value)
+    return (text or "''") if len(text) <= limit else text[: limit - 3] + "..."

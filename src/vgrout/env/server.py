@@ -1,0 +1,137 @@
+"""The fork-server: a small single-threaded process that forks one confined child per job.
+
+Started by exec of a clean interpreter with no environment, so it works whatever its parent has imported or started; it
+preloads what candidate programs may import (a child can open no file, so an import of anything else fails there), and
+it never sees requests, expected values or an earlier candidate: descriptors pass through it to the child.
+
+Protocol, on a sequenced socket, JSON. Server, once: `{"ready": true}`. Parent: `{"limits": {...}, "fds": [names]}` with
+the descriptors of that names (request, result, and stdout or scratch where the run has them). Server: `{"pid": n}` with
+the child's pidfd, or `{"errno": n}` where fork failed; then, after the child has been reaped, `{"status": wait status,
+"cpu_s": seconds, "rss_kib": peak}`. It ends when its parent does.
+
+Run as `python -s -S -P server.py CONFIG` with CONFIG a JSON object: control (descriptor), root (the folder that holds
+the package), modules and paths (third-party modules to preload and their folders), landlock (bool). The environment
+holds nothing but PYTHONHASHSEED, so that the order of a set, and with it a verdict, is the same in every server.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+
+STANDARD_MODULES = (
+    *("__future__", "abc", "array", "ast", "base64", "binascii", "bisect", "calendar", "cmath", "collections.abc"),
+    *("concurrent.futures", "contextlib", "copy", "ctypes", "dataclasses", "datetime", "decimal", "difflib", "doctest"),
+    *("enum", "errno", "fractions", "functools", "glob", "graphlib", "hashlib", "heapq", "html", "inspect", "io"),
+    *("itertools", "json", "keyword", "linecache", "locale", "logging", "math", "numbers", "operator", "os.path"),
+    *("pathlib", "pickle", "platform", "pprint", "queue", "random", "re", "resource", "sched", "secrets", "select"),
+    *("shutil", "signal", "statistics", "string", "struct", "subprocess", "tempfile", "textwrap", "threading", "time"),
+    *("timeit", "traceback", "types", "typing", "unicodedata", "unittest", "unittest.mock", "uuid", "warnings"),
+    *("weakref", "zlib", "_strptime", "encodings.ascii", "encodings.latin_1", "encodings.utf_16", "encodings.idna"),
+)
+PARENT_CHECK_MS = 5000
+
+
+def main() -> None:
+    """Load, announce readiness, then serve until the parent is gone."""
+    config = json.loads(sys.argv[1])
+    control = socket.socket(fileno=config["control"])
+    sys.argv, sys.orig_argv = ["solution.py"], ["solution.py"]
+    server = Server(control, *load(config))
+    try:
+        control.send(b'{"ready": true}')
+        while (job := server.receive()) is not None:
+            server.serve(*job)
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the parent is gone
+
+
+def load(config: dict):
+    """Import the sandbox and the preloaded modules, then close the import system and freeze the heap."""
+    sys.path.insert(0, config["root"])
+    from vgrout.env import child, sandbox
+
+    sandbox.hide_process()
+    confinement = sandbox.Confinement(landlock=config["landlock"])
+    for name in STANDARD_MODULES:
+        importlib.import_module(name)
+    sys.path[:0] = config["paths"]
+    for name in config["modules"]:
+        importlib.import_module(name)
+    sys.path.clear()
+    sys.path_importer_cache.clear()
+    for name in [name for name in sys.modules if name.split(".")[0] == "vgrout"]:
+        del sys.modules[name]
+    os.chdir("/")
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+    return confinement, child.main, sandbox.Limits
+
+
+class Server:
+    """One job at a time; the descriptors of a job are closed here as soon as its child has them."""
+
+    def __init__(self, control: socket.socket, confinement, child_main, make_limits):
+        self.control = control
+        self.confinement, self.child_main, self.make_limits = confinement, child_main, make_limits
+        self.parent = os.getppid()
+
+    def receive(self) -> tuple[dict, list[int]] | None:
+        """The next job and its descriptors, or None when the parent is gone."""
+        poll = select.poll()
+        poll.register(self.control, select.POLLIN)
+        while not poll.poll(PARENT_CHECK_MS):
+            if os.getppid() != self.parent:
+                return None
+        data, fds, _, _ = socket.recv_fds(self.control, 65536, 8)
+        return (json.loads(data), fds) if data else None
+
+    def serve(self, job: dict, fds: list[int]) -> None:
+        """Fork one child, hand its pidfd over, wait for its end, report it."""
+        limits = self.make_limits(**job["limits"])
+        try:
+            pid = os.fork()
+        except OSError as error:
+            for fd in fds:
+                os.close(fd)
+            self.send({"errno": error.errno})
+            return
+        if pid == 0:
+            try:
+                self.child_main(self.confinement, limits, dict(zip(job["fds"], fds, strict=True)))
+            finally:
+                os._exit(1)  # never back into the server's loop
+        for fd in fds:
+            os.close(fd)
+        pidfd = os.pidfd_open(pid)
+        try:
+            self.send({"pid": pid}, [pidfd])
+            self.wait(pidfd)
+        finally:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)  # no effect on a child that has ended
+            os.close(pidfd)
+            _, status, usage = os.wait4(pid, 0)
+        self.send({"status": status, "cpu_s": usage.ru_utime + usage.ru_stime, "rss_kib": usage.ru_maxrss})
+
+    def wait(self, pidfd: int) -> None:
+        """Return when the child has ended or the parent is gone."""
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.register(self.control, 0)  # reports nothing but the other end's closing
+        while not poll.poll(PARENT_CHECK_MS):
+            if os.getppid() != self.parent:
+                return
+
+    def send(self, message: dict, fds: list[int] | None = None) -> None:
+        socket.send_fds(self.control, [json.dumps(message).encode()], fds or [])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""The trusted side of one fork-server: start it, run one request at a time, watch the child, end it.
+
+What a child may cost is enforced from outside as well: it is killed through its pidfd when the caller has read enough,
+when a line or its output is too long, when it fills its folder, or when the wall backstop passes. The backstop counts
+wall time minus the time that the child waited for a core (the kernel's own count), so a loaded machine changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from vgrout.env.sandbox import Limits
+
+THIRD_PARTY = ("sortedcontainers",)
+"""Modules outside the standard library that candidate programs may import."""
+START_S, REAP_S = 60.0, 60.0
+END_S = 1.0
+"""A child that has closed its ends is dead within microseconds, or it closed them itself and can say nothing more."""
+FOLDER_CHECK_S = 0.02
+_CHUNK = 1 << 18
+_LINE_SLACK = 64
+
+Killed = Literal["", "caller", "wall", "line", "stdout", "folder", "silent"]
+
+
+class InfraError(Exception):
+    """The machine failed, not the candidate: server gone, fork refused, descriptors or memory exhausted."""
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a child ended."""
+
+    status: int
+    """As of wait(2)."""
+    cpu_s: float
+    wall_s: float
+    killed: Killed
+    """Why the parent killed it; "" where it ended by itself."""
+    stdout: bytes
+
+
+class Server:
+    """One fork-server process. Not thread-safe: each worker thread has its own."""
+
+    def __init__(self, *, landlock: bool):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        config = {
+            "control": theirs.fileno(),
+            "root": str(Path(__file__).parents[2]),
+            "modules": list(THIRD_PARTY),
+            "paths": [_folder_of(name) for name in THIRD_PARTY],
+            "landlock": landlock,
+        }
+        script = Path(__file__).with_name("server.py")
+        try:
+            with theirs:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-s", "-S", "-P", str(script), json.dumps(config)],
+                    env={"PYTHONHASHSEED": "0"},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                    cwd="/",
+                )
+        except OSError as error:
+            ours.close()
+            raise InfraError(f"the fork-server did not start: {error}") from error
+        self.control = ours
+        self.control.settimeout(START_S)
+        self._receive()
+
+    def run(
+        self,
+        request: bytes,
+        limits: Limits,
+        on_line: Callable[[bytes], bool],
+        *,
+        stdout: bool = False,
+        scratch: Path | None = None,
+    ) -> Exit:
+        """Run one request in a child. `on_line` gets each line it reports and returns True when it has seen enough.
+
+        With `stdout` what the child prints is kept (up to its limit); `scratch` is a folder that it may write to.
+        Raises InfraError, after which the server is to be closed.
+        """
+        try:
+            with _Descriptors() as fds:
+                child = _Child(self, fds, limits, on_line)
+                return child.run(request, stdout, scratch)
+        except OSError as error:
+            raise InfraError(f"sandbox run: {error}") from error
+
+    def close(self) -> None:
+        """End the server and with it a child that still runs."""
+        self.control.close()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+        try:
+            self.process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _receive(self) -> tuple[dict, list[int]]:
+        try:
+            data, fds, _, _ = socket.recv_fds(self.control, 65536, 4)
+        except OSError as error:
+            raise InfraError(f"the fork-server does not answer: {error}") from error
+        if not data:
+            raise InfraError(f"the fork-server ended: {self._last_words()}")
+        return json.loads(data), fds
+
+    def _last_words(self) -> str:
+        if self.process.stderr is None or not select.select([self.process.stderr], [], [], 1.0)[0]:
+            return "no message"
+        text = os.read(self.process.stderr.fileno(), 65536).decode(errors="replace").strip()
+        return text.splitlines()[-1] if text else "no message"
+
+
+class _Descriptors:
+    """Descriptors that are closed together, whatever happens."""
+
+    def __init__(self) -> None:
+        self.open: list[int] = []
+
+    def __enter__(self) -> _Descriptors:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for fd in self.open:
+            os.close(fd)
+
+    def add(self, *fds: int) -> None:
+        self.open.extend(fds)
+
+    def close(self, fd: int) -> None:
+        self.open.remove(fd)
+        os.close(fd)
+
+
+class _Child:
+    """One run of `Server.run`."""
+
+    def __init__(self, server: Server, fds: _Descriptors, limits: Limits, on_line: Callable[[bytes], bool]):
+        self.server, self.fds, self.limits, self.on_line = server, fds, limits, on_line
+        self.pending = bytearray()
+        self.printed = bytearray()
+        self.killed: Killed = ""
+        self.pidfd = -1
+
+    def run(self, request: bytes, stdout: bool, scratch: Path | None) -> Exit:
+        start = time.monotonic()
+        self._start(request, stdout, scratch)
+        self._watch(start, scratch)
+        if not self.killed and not select.select([self.pidfd], [], [], END_S)[0]:
+            self._kill("silent")
+        self.server.control.settimeout(REAP_S)
+        end, _ = self.server._receive()
+        wall = time.monotonic() - start
+        return Exit(end["status"], end["cpu_s"], wall, self.killed, bytes(self.printed))
+
+    def _start(self, request: bytes, stdout: bool, scratch: Path | None) -> None:
+        """Open the run's descriptors, hand the child's ends over, learn its pidfd."""
+        sent = {"request": os.memfd_create("request")}
+        self.fds.add(sent["request"])
+        with os.fdopen(os.dup(sent["request"]), "wb") as file:
+            file.write(request)
+        os.lseek(sent["request"], 0, os.SEEK_SET)
+        self.result, sent["result"] = os.pipe()
+        self.fds.add(self.result, sent["result"])
+        self.stdout = -1
+        if stdout:
+            self.stdout, sent["stdout"] = os.pipe()
+            self.fds.add(self.stdout, sent["stdout"])
+        if scratch is not None:
+            sent["scratch"] = os.open(scratch, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self.fds.add(sent["scratch"])
+        message = {"limits": asdict(self.limits), "fds": list(sent)}
+        socket.send_fds(self.server.control, [json.dumps(message).encode()], list(sent.values()))
+        for fd in sent.values():
+            self.fds.close(fd)
+        self.server.control.settimeout(START_S)
+        answer, received = self.server._receive()
+        self.fds.add(*received)
+        if "errno" in answer:
+            raise InfraError(f"the fork-server could not fork: {os.strerror(answer['errno'])}")
+        self.pid, self.pidfd = answer["pid"], received[0]
+
+    def _watch(self, start: float, scratch: Path | None) -> None:
+        """Read what the child reports and prints until it has closed both, or has been killed."""
+        poll = select.poll()
+        for fd in {self.result, self.stdout} - {-1}:
+            poll.register(fd, select.POLLIN)
+        open_ends = {self.result, self.stdout} - {-1}
+        deadline = start + self.limits.wall_s
+        while open_ends and not self.killed:
+            wait = deadline - time.monotonic()
+            if scratch is not None:
+                wait = min(wait, FOLDER_CHECK_S)
+            for fd, _ in poll.poll(max(0, wait) * 1000):
+                data = os.read(fd, _CHUNK)
+                if not data:
+                    poll.unregister(fd)
+                    open_ends.discard(fd)
+                elif fd == self.result:
+                    self._take_lines(data)
+                else:
+                    self._take_output(data)
+            if scratch is not None and folder_is_over(scratch, self.limits):
+                self._kill("folder")
+            if time.monotonic() >= deadline:
+                allowance = start + self.limits.wall_s + self._waited_for_core()
+                if time.monotonic() >= allowance:
+                    self._kill("wall")
+                deadline = max(allowance, deadline + 0.1)
+
+    def _take_lines(self, data: bytes) -> None:
+        *lines, rest = (self.pending + data).split(b"\n") if b"\n" in data else (self.pending + data,)
+        self.pending = bytearray(rest)
+        for line in lines:
+            if self.on_line(bytes(line)):
+                return self._kill("caller")
+        if len(self.pending) > self.limits.value_bytes + _LINE_SLACK:
+            self._kill("line")
+
+    def _take_output(self, data: bytes) -> None:
+        room = self.limits.stdout_bytes - len(self.printed)
+        self.printed += data[:room]
+        if len(data) > room:
+            self._kill("stdout")
+
+    def _kill(self, why: Killed) -> None:
+        self.killed = why
+        with suppress(ProcessLookupError):  # it has ended by itself meanwhile
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def _waited_for_core(self) -> float:
+        """Seconds that the child was ready to run and had no core."""
+        try:
+            return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[1]) / 1e9
+        except OSError:
+            # Not compiled into this kernel: assume that every process in the run queue had an equal share.
+            load = os.getloadavg()[0] / len(os.sched_getaffinity(0))
+            return self.limits.wall_s * max(0.0, load - 1)
+
+
+def folder_is_over(folder: Path, limits: Limits) -> bool:
+    """Whether a scratch folder holds more files than allowed."""
+    with os.scandir(folder) as entries:
+        return sum(1 for _ in entries) > limits.files
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a scratch folder; it is flat, because nothing but plain files can be made in it."""
+    shutil.rmtree(folder)
+
+
+def _folder_of(module: str) -> str:
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise InfraError(f"the module {module} is not installed, and candidate programs may import it; install it")
+    origin = Path(spec.origin)
+    return str(origin.parents[1] if origin.name == "__init__.py" else origin.parent)

@@ -1,0 +1,29 @@
+"""Models and tokenizers: from the hub, from a folder, or tiny ones made on the spot.
+
+Everything that samples or trains receives a `LoadedModel`; nothing else in the package loads weights.
+"""
+
+from vgrout.models.load import (
+    DTYPES,
+    LoadedModel,
+    decode_text,
+    load_model,
+    render_prompt,
+    stop_ids,
+    tokenizer_fingerprint,
+)
+from vgrout.models.tiny import SIZES, random_qwen3, shipped_texts, train_tokenizer
+
+__all__ = [
+    "DTYPES",
+    "SIZES",
+    "LoadedModel",
+    "decode_text",
+    "load_model",
+    "random_qwen3",
+    "render_prompt",
+    "shipped_texts",
+    "stop_ids",
+    "tokenizer_fingerprint",
+    "train_tokenizer",
+]

@@ -1,0 +1,181 @@
+"""The decode loop: many rows in one left-padded batch, each prompt prefilled once, finished rows dropped.
+
+Transformers' `generate` prefills a prompt once per row and keeps paying for rows that have ended; this loop does neither.
+Random draws belong to the row (`draw.py`), so splitting a batch changes a row only by floating-point rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vgrout.rollout.attention import grouped_attention
+from vgrout.rollout.base import Progress, SamplingParams
+from vgrout.rollout.cache import RowCache, closed_up
+from vgrout.rollout.draw import draw, uniform_draws
+from vgrout.types import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """Sampled tokens of one row, the end token included where it was produced."""
+
+    ids: tuple[int, ...]
+    logps: tuple[float, ...]
+    """Log-probability of each token under softmax(logits / T) over the whole vocabulary (T = 1 when greedy)."""
+    finished: bool
+    """True if it ended with a stop token, False if it was cut at max_new."""
+
+
+def decode(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    params: SamplingParams,
+    stop: frozenset[int],
+    *,
+    max_rows: int | None = None,
+    on_finish: Callable[[int, Completion], None] | None = None,
+    progress: Progress | None = None,
+) -> list[Completion]:
+    """Sample one completion for each prompt (token ids); equal prompts share their prefill.
+
+    `seeds[i]` alone decides the draws of row i. At most `max_rows` rows are decoded together (None: all). `on_finish`
+    is called with (row, completion) when a row ends. Raises UserError where prompt + max_new exceed the model's
+    positions or the cache does not fit into the device's memory.
+    """
+    _check_positions(model, prompts, params)
+    done: dict[int, Completion] = {}
+
+    def finish(row: int, completion: Completion) -> None:
+        done[row] = completion
+        if on_finish is not None:
+            on_finish(row, completion)
+
+    sampled = 0
+
+    def advance(tokens: int, alive: int) -> None:
+        nonlocal sampled
+        sampled += tokens
+        if progress is not None:
+            progress(sampled, alive)
+
+    with _eval_mode(model), grouped_attention(model):
+        for rows in batches(prompts, max_rows):
+            try:
+                _decode_batch(model, rows, prompts, seeds, params, stop, finish, advance)
+            except torch.cuda.OutOfMemoryError as error:
+                raise UserError(
+                    f"decoding {len(rows)} rows of up to {params.max_new} new tokens does not fit into the memory of "
+                    f"{model.device}: set max_rows below {len(rows)}"
+                ) from error
+    return [done[row] for row in range(len(prompts))]
+
+
+def batches(prompts: Sequence[Sequence[int]], max_rows: int | None) -> list[list[int]]:
+    """Rows that are decoded together: all, or at most `max_rows`, with equal prompts and similar lengths adjacent."""
+    rows = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), tuple(prompts[row]), row))
+    size = max_rows or max(len(rows), 1)
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+@torch.inference_mode()
+def _decode_batch(
+    model: PreTrainedModel,
+    rows: list[int],
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    params: SamplingParams,
+    stop: frozenset[int],
+    finish: Callable[[int, Completion], None],
+    advance: Callable[[int, int], None],
+) -> None:
+    """Decode `rows` (indices into prompts) to their ends; `advance` hears (new tokens, rows alive) after each step."""
+    cache, logits, mask, positions = _prefill(model, [prompts[row] for row in rows], params.max_new)
+    width = mask.shape[1] - params.max_new
+    uniforms = uniform_draws([seeds[row] for row in rows], params.max_new).to(model.device)
+    ids: dict[int, list[int]] = {row: [] for row in rows}
+    logps: dict[int, list[float]] = {row: [] for row in rows}
+    slots = list(rows)  # slot of the batch -> row
+    for step in range(params.max_new):
+        tokens, token_logps = draw(logits, uniforms[:, step], params)
+        alive = []
+        for row, token, logp in zip(slots, tokens.tolist(), token_logps.tolist()):
+            if not math.isfinite(logp):
+                raise FloatingPointError(f"row {row}, token {step}: the model's log-probabilities are not finite")
+            ids[row].append(token)
+            logps[row].append(logp)
+            ended = token in stop
+            alive.append(not ended and step + 1 < params.max_new)
+            if not alive[-1]:
+                finish(row, Completion(tuple(ids.pop(row)), tuple(logps.pop(row)), ended))
+        advance(len(slots), sum(alive))
+        if not any(alive):
+            break
+        if not all(alive):
+            order = closed_up(alive)
+            cache.keep(order, model.device)
+            index = torch.tensor(order, device=model.device)
+            slots = [slots[slot] for slot in order]
+            tokens, uniforms, mask, positions = (state[index] for state in (tokens, uniforms, mask, positions))
+        logits = model(
+            input_ids=tokens[:, None],
+            attention_mask=mask[:, : width + step + 1],
+            position_ids=(positions + step)[:, None],
+            past_key_values=cache.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+
+
+def _prefill(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new: int
+) -> tuple[RowCache, Float[Tensor, "R V"], Int[Tensor, "R L"], Int[Tensor, " R"]]:
+    """Run each distinct prompt once; returns cache, last logits, mask (room for max_new) and next positions by row."""
+    distinct = {prompt: index for index, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    lengths = torch.tensor([len(prompt) for prompt in distinct])
+    width = int(lengths.max())
+    # What stands in the padding is masked everywhere; id 0 exists in every vocabulary.
+    padded = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in distinct]).to(model.device)
+    mask = (torch.arange(width + max_new) >= (width - lengths)[:, None]).long().to(model.device)
+    positions = (mask[:, :width].cumsum(-1) - 1).clamp(min=0)
+    cache = RowCache(model)
+    logits = model(
+        input_ids=padded,
+        attention_mask=mask[:, :width],
+        position_ids=positions,
+        past_key_values=cache.cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    owner = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=model.device)
+    cache.repeat(owner, capacity=width + max_new)
+    return cache, logits[owner], mask[owner], lengths.to(model.device)[owner]
+
+
+def _check_positions(model: PreTrainedModel, prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    if limit is not None and longest + params.max_new > limit:
+        raise UserError(
+            f"a prompt of {longest} tokens and max_new {params.max_new} exceed the model's {limit} positions: "
+            "lower max_new or drop that problem"
+        )
+
+
+@contextmanager
+def _eval_mode(model: PreTrainedModel) -> Generator[None]:
+    """Eval mode inside: under gradient checkpointing a model in training mode ignores its cache."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

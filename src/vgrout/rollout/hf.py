@@ -1,0 +1,107 @@
+"""The policy itself as a sampler: transformers weights, merged for the view, and the package's own decode loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol, get_args, runtime_checkable
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from vgrout.models import decode_text, render_prompt, stop_ids
+from vgrout.rollout.base import OnFinish, Progress, Request, SamplingParams, seed_from
+from vgrout.rollout.decode import Completion, decode
+from vgrout.types import Prompt, Rollout, View
+
+
+@runtime_checkable
+class Mergeable(Protocol):
+    """What the sampler needs of an adapter."""
+
+    def merged(self, view: View) -> AbstractContextManager[object]:
+        """Inside, the wrapped model is a plain one whose weights are those of `view`."""
+        ...
+
+
+class NoAdapter:
+    """Stands for the base model alone: every view is the model as it is."""
+
+    def merged(self, view: View) -> AbstractContextManager[object]:
+        """Nothing to merge."""
+        return nullcontext()
+
+
+class HFSampler:
+    """Samples all requests of one view in one batch (or batches of `max_rows`) from a transformers model."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        adapter: Mergeable,
+        params: SamplingParams,
+        seed: int,
+        *,
+        max_rows: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """`max_rows` bounds the rows decoded together (memory). A row's draws depend on (seed, step, rollout id) only."""
+        self.model, self.tokenizer, self.adapter = model, tokenizer, adapter
+        self.params, self.seed, self.max_rows, self.progress = params, seed, max_rows, progress
+        self._stop = stop_ids(model, tokenizer)
+
+    def sample(self, requests: Sequence[Request], step: int, on_finish: OnFinish | None = None) -> list[Rollout]:
+        """One rollout per request, in their order; `on_finish` sees each as soon as its last token is drawn."""
+        rendered = {prompt: tuple(render_prompt(self.tokenizer, prompt.messages)) for prompt in _distinct(requests)}
+        done: dict[int, Rollout] = {}
+        tokens = 0
+        for view in get_args(View):
+            rows = [row for row, request in enumerate(requests) if request.view == view]
+            if not rows:
+                continue
+
+            def finish(index: int, completion: Completion, rows: list[int] = rows) -> None:
+                request = requests[rows[index]]
+                rollout = self._rollout(request, rendered[request.prompt], completion)
+                done[rows[index]] = rollout
+                if on_finish is not None:
+                    on_finish(rollout)
+
+            def report(sampled: int, alive: int, before: int = tokens) -> None:
+                if self.progress is not None:
+                    self.progress(before + sampled, alive)
+
+            with self.adapter.merged(view):
+                completions = decode(
+                    self.model,
+                    [rendered[requests[row].prompt] for row in rows],
+                    [seed_from(self.seed, step, requests[row].rollout_id) for row in rows],
+                    self.params,
+                    self._stop,
+                    max_rows=self.max_rows,
+                    on_finish=finish,
+                    progress=report,
+                )
+            tokens += sum(len(completion.ids) for completion in completions)
+        return [done[row] for row in range(len(requests))]
+
+    def _rollout(self, request: Request, prompt_ids: tuple[int, ...], completion: Completion) -> Rollout:
+        answer = completion.ids[:-1] if completion.finished else completion.ids
+        return Rollout(
+            id=request.rollout_id,
+            prompt=request.prompt,
+            prompt_ids=prompt_ids,
+            completion_ids=completion.ids,
+            text=decode_text(self.tokenizer, answer),
+            source="student",
+            view=request.view,
+            finished=completion.finished,
+            sampler_logps=completion.logps,
+        )
+
+    def sync(self, adapter: object) -> None:
+        """Nothing to do: weights are merged from the adapter at each call of `sample`."""
+
+
+def _distinct(requests: Sequence[Request]) -> list[Prompt]:
+    return list(dict.fromkeys(request.prompt for request in requests))

@@ -1,0 +1,89 @@
+"""What a run prints while it works and at its end. Plain lines only, so that a log file reads like the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vgrout.run.columns import Column, legend
+from vgrout.run.console import say
+from vgrout.run.intervals import proportion
+from vgrout.types import StepRow
+
+SHOWN = (
+    "step",
+    "reward",
+    "hack_student",
+    "solve_student",
+    "hack_teacher",
+    "solve_teacher",
+    "loss",
+    "grad_norm",
+    "qmass",
+    "share_rout",
+    "kl",
+    "lr",
+    "n_zero_groups",
+    "length_mean",
+    "seconds_total",
+)
+
+
+class StepTable:
+    """A table that grows by one line a step: legend once, heading every `every` lines, fixed widths.
+
+    `shown` are names of declared columns. A hack column must be followed by its solve column: a hack rate alone
+    cannot tell a cured model from a broken one. `write` receives whole lines.
+    """
+
+    def __init__(
+        self,
+        declared: Sequence[Column],
+        shown: Sequence[str] = SHOWN,
+        *,
+        every: int = 20,
+        write: Callable[[str], object] = say,
+    ):
+        by_name = {column.name: column for column in declared}
+        if unknown := [name for name in shown if name not in by_name]:
+            raise ValueError(f"step table: undeclared columns {unknown}")
+        for position, name in enumerate(shown):
+            twin = name.replace("hack", "solve", 1)
+            if name.startswith("hack") and tuple(shown[position + 1 : position + 2]) != (twin,):
+                raise ValueError(f"step table: {name} must be followed by {twin}")
+        self.columns = [by_name[name] for name in shown]
+        self.every, self.write, self.lines = every, write, 0
+
+    def row(self, row: StepRow) -> None:
+        """Prints one step; undefined values print as `-`."""
+        if self.lines == 0:
+            self.write(legend(self.columns))
+        if self.lines % self.every == 0:
+            self.write("  ".join(f"{column.heading:>{column.width}}" for column in self.columns))
+        values = {**row.values, "step": row.step}
+        self.write("  ".join(f"{column.text(values[column.name]):>{column.width}}" for column in self.columns))
+        self.lines += 1
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryRow:
+    """One cell of the final table: counts of hacks and solves among n graded rows of a view and a mode."""
+
+    view: str
+    mode: str
+    hacks: int
+    solves: int
+    n: int
+    note: str = ""
+
+
+def summary_table(rows: Sequence[SummaryRow], title: str = "") -> str:
+    """View x mode, one line each: `hack 12/64 .19 [.11, .30]   solve 30/64 .47 [.35, .59]` with Wilson intervals."""
+    cells = [
+        (row.view, row.mode, f"hack {proportion(row.hacks, row.n)}", f"solve {proportion(row.solves, row.n)}", row.note)
+        for row in rows
+    ]
+    head = ("view", "mode", "hack: paid for a wrong answer", "solve: correct by the oracle", "")
+    widths = [max(len(line[i]) for line in (head, *cells)) for i in range(len(head))]
+    lines = ["  ".join(f"{text:{width}}" for text, width in zip(line, widths)).rstrip() for line in (head, *cells)]
+    return "\n".join([title, *lines] if title else lines)
