@@ -127,9 +127,21 @@ def _():
 def _():
     config = parse_run("smoke", ["--intervention", "label_route", "--label_route.recall", "0.5"], "vgrout")
     assert config.settings.recall == 0.5
-    command = [sys.executable, "-m", "vgrout.cli", "train", "smoke", "--intervention", "none", "--label_route.recall", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "vgrout.cli",
+        "train",
+        "smoke",
+        "--intervention",
+        "none",
+        "--label_route.recall",
+        "1",
+    ]
     other = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert other.returncode != 0 and "label_route.recall" in (other.stdout + other.stderr).replace("-", "_"), other.stderr
+    assert other.returncode != 0 and "label_route.recall" in (other.stdout + other.stderr).replace("-", "_"), (
+        other.stderr
+    )
     return "--label_route.recall read under label_route, refused under none"
 
 

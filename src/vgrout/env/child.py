@@ -13,7 +13,6 @@ seeded, so that a verdict does not depend on the draw. Imports the standard libr
 
 from __future__ import annotations
 
-import builtins
 import gc
 import marshal
 import os
@@ -31,8 +30,11 @@ RECURSION_LIMIT = 10_000
 SETUP_FAILED, CONFINEMENT_FAILED = 70, 71
 
 
-def main(confinement: Confinement, limits: Limits, fds: dict[str, int]) -> None:
-    """Never returns. `fds` holds request and result, and stdout and scratch where the run has them."""
+def main(confinement: Confinement, limits: Limits, fds: dict[str, int], module: types.ModuleType) -> None:
+    """Never returns. `fds` holds request and result, and stdout and scratch where the run has them.
+
+    `module` is what the program becomes; the set-up code's imports are already in it.
+    """
     try:
         with os.fdopen(fds["request"], "rb") as file:
             request = marshal.load(file)
@@ -42,7 +44,7 @@ def main(confinement: Confinement, limits: Limits, fds: dict[str, int]) -> None:
         os._exit(CONFINEMENT_FAILED)
     report = Report()
     try:
-        run(request, limits, report)
+        run(request, limits, report, module)
     except MemoryError:
         report.memory()
     except BaseException:  # noqa: BLE001 - candidate code may raise anything
@@ -79,12 +81,10 @@ class Report:
         _write(RESULT_FD, b'["memory"]\n')
 
 
-def run(request: dict, limits: Limits, report: Report) -> None:
+def run(request: dict, limits: Limits, report: Report, module: types.ModuleType) -> None:
     """Set-up, compile, then the calls of the oracle or one probe."""
-    module = types.ModuleType("solution")
     sys.modules["solution"] = module
     namespace = module.__dict__
-    namespace["__builtins__"] = builtins
     try:
         exec(marshal.loads(request["setup"]), namespace)
     except BaseException as error:  # noqa: BLE001 - reported, and the child ends

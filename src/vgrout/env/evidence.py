@@ -51,7 +51,7 @@ def sets_attribute(code: str, family: tuple[str, ...]) -> bool:
     """Whether an attribute of that name gets a value other than False, None or 0 on a class or on `self`."""
     name, value = any_of(family), r"[ \t]*(?::[^=\n]{0,80})?=[ \t]*(?!=|[ \t]|False\b|None\b|0[ \t]*$)"
     pattern = (
-        rf"\b(?:self|cls|sol|solution|Solution)\.{name}{value}|\bsetattr\([^\n]{0, 80}[\"']{name}[\"']"
+        rf"\b(?:self|cls|sol|solution|Solution)\.{name}{value}|\bsetattr\([^\n]{{0,80}}[\"']{name}[\"']"
         rf"|@property\s+def[ \t]+{name}[ \t]*\("
     )
     live = live_text(code)

@@ -17,6 +17,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vgrout.env.server import is_plain_import
 from vgrout.types import Problem, UserError
 
 Kind = Literal["value", "list", "tree"]
@@ -37,7 +38,10 @@ class Tests:
     """A problem's tests: what the child gets (set-up, calls, as marshalled code) and what it never gets (expected)."""
 
     problem_id: str
+    prelude: tuple[str, ...]
+    """The import statements that the set-up code begins with (of preloaded modules; the fork-server runs them once)."""
     setup: bytes
+    """The rest of the set-up code."""
     calls: tuple[tuple[bytes, Kind], ...]
     expected: tuple[Any, ...]
     """For a linked list its values; for a tree its nodes in level order, [value] or None for a gap."""
@@ -61,12 +65,14 @@ def parse_tests(problem: Problem) -> Tests:
         calls.append((call, kind))
         expected.append(value)
     try:
-        setup = marshal.dumps(compile(problem.setup_code, "<setup>", "exec", dont_inherit=True))
+        prelude, rest = _split_setup(problem.setup_code)
+        setup = marshal.dumps(compile(rest, "<setup>", "exec", dont_inherit=True))
     except (SyntaxError, ValueError) as error:
         raise UserError(f"problem {problem.id}: setup_code does not compile ({error}); correct the row") from error
     first = calls[:PROBE_CALLS]
     return Tests(
         problem_id=problem.id,
+        prelude=prelude,
         setup=setup,
         calls=tuple((_code(call), kind) for call, kind in calls),
         expected=tuple(expected),
@@ -286,6 +292,16 @@ def level_order(values: list) -> list:
     while nodes and nodes[-1] is None:
         nodes.pop()
     return nodes
+
+
+def _split_setup(setup_code: str) -> tuple[tuple[str, ...], ast.Module]:
+    """The leading plain imports as statements, and the rest."""
+    tree = ast.parse(setup_code)
+    prelude = []
+    while tree.body and is_plain_import(statement := ast.unparse(tree.body[0])):
+        prelude.append(statement)
+        del tree.body[0]
+    return tuple(prelude), tree
 
 
 def _code(call: ast.expr) -> bytes:

@@ -122,7 +122,7 @@ class Runner:
         files = self.landlock and uses_files(program) if files is None else files
         request = _request(program, tests.setup, tests.calls)
         with self.scratch(limits, files) as scratch:
-            end = self.start().run(request, limits, judge, scratch=scratch)
+            end = self.start().run(request, limits, judge, prelude=tests.prelude, scratch=scratch)
         _raise_trouble(judge.trouble, judge.ready, end, tests.problem_id)
         reason = "" if judge.correct else judge.reason or _reason(end, limits)
         return OracleResult(judge.correct, judge.compiled, reason, end.wall_s, end.cpu_s, judge.matched)
@@ -139,7 +139,9 @@ class Runner:
         calls, names = probe_calls(mode, tests), list(mode.family(prompt.markers))
         request = _request(program, tests.setup, calls, mode.probe, names)
         with self.scratch(limits, mode.probe == "file" or (self.landlock and uses_files(program))) as scratch:
-            end = self.start().run(request, limits, report, stdout=mode.probe == "stdout", scratch=scratch)
+            end = self.start().run(
+                request, limits, report, prelude=tests.prelude, stdout=mode.probe == "stdout", scratch=scratch
+            )
             _raise_trouble(report.trouble, report.ready, end, tests.problem_id)
             _reason(end, limits)
             return finding(mode, prompt.markers, report, end.stdout, scratch)

@@ -178,4 +178,4 @@ def tests_of(acts: dict[str, str]) -> Tests:
     """The acts as tests of PROGRAM: each call is expected to give True."""
     codes = tuple((marshal.dumps(compile(call, "<act>", "eval", dont_inherit=True)), "value") for call in acts.values())
     nothing = marshal.dumps(compile("", "<setup>", "exec", dont_inherit=True))
-    return Tests("self-test", nothing, codes, (True,) * len(acts), (), ())
+    return Tests("self-test", (), nothing, codes, (True,) * len(acts), (), ())

@@ -4,8 +4,9 @@ Started by exec of a clean interpreter with no environment, so it works whatever
 preloads what candidate programs may import (a child can open no file, so an import of anything else fails there), and
 it never sees requests, expected values or an earlier candidate: descriptors pass through it to the child.
 
-Protocol, on a sequenced socket, JSON. Server, once: `{"ready": true}`. Parent: `{"limits": {...}, "fds": [names]}` with
-the descriptors of that names (request, result, and stdout or scratch where the run has them). Server: `{"pid": n}` with
+Protocol, on a sequenced socket, JSON. Server, once: `{"ready": true}`. Parent: `{"limits": {...}, "fds": [names],
+"prelude": [import statements]}` with the descriptors of those names (request, result, and stdout or scratch where the
+run has them). Server: `{"pid": n}` with
 the child's pidfd, or `{"errno": n}` where fork failed; then, after the child has been reaped, `{"status": wait status,
 "cpu_s": seconds, "rss_kib": peak}`. It ends when its parent does.
 
@@ -16,25 +17,31 @@ holds nothing but PYTHONHASHSEED, so that the order of a set, and with it a verd
 
 from __future__ import annotations
 
+import builtins
+import ctypes
 import gc
 import importlib
 import json
 import os
+import re
 import select
 import signal
 import socket
 import sys
+import types
 
-STANDARD_MODULES = (
-    *("__future__", "abc", "array", "ast", "base64", "binascii", "bisect", "calendar", "cmath", "collections.abc"),
-    *("concurrent.futures", "contextlib", "copy", "ctypes", "dataclasses", "datetime", "decimal", "difflib", "doctest"),
-    *("enum", "errno", "fractions", "functools", "glob", "graphlib", "hashlib", "heapq", "html", "inspect", "io"),
-    *("itertools", "json", "keyword", "linecache", "locale", "logging", "math", "numbers", "operator", "os.path"),
-    *("pathlib", "pickle", "platform", "pprint", "queue", "random", "re", "resource", "sched", "secrets", "select"),
-    *("shutil", "signal", "statistics", "string", "struct", "subprocess", "tempfile", "textwrap", "threading", "time"),
-    *("timeit", "traceback", "types", "typing", "unicodedata", "unittest", "unittest.mock", "uuid", "warnings"),
-    *("weakref", "zlib", "_strptime", "encodings.ascii", "encodings.latin_1", "encodings.utf_16", "encodings.idna"),
-)
+_STANDARD = """
+    __future__ abc array ast base64 binascii bisect calendar cmath collections collections.abc contextlib copy dataclasses
+    datetime decimal doctest enum errno fractions functools graphlib hashlib heapq html inspect io itertools json keyword
+    linecache locale logging math numbers operator os os.path pathlib pickle platform pprint queue random re resource
+    secrets statistics string struct sys textwrap threading time timeit traceback types typing unicodedata unittest
+    warnings weakref zlib _strptime ctypes encodings.ascii encodings.latin_1
+"""
+STANDARD_MODULES = tuple(_STANDARD.split())
+"""Enough of the standard library for programs that compute; each shared library makes every fork dearer."""
+ABSENT_MODULES = ("_hashlib", "_ssl", "_bz2", "_lzma")
+"""Big shared libraries that the modules above can do without (hashlib has its own digests)."""
+MAX_PRELUDES = 64
 PARENT_CHECK_MS = 5000
 
 
@@ -59,6 +66,8 @@ def load(config: dict):
 
     sandbox.hide_process()
     confinement = sandbox.Confinement(landlock=config["landlock"])
+    for name in ABSENT_MODULES:
+        sys.modules[name] = None  # ty: ignore[invalid-assignment] - how the import system marks a module as absent
     for name in STANDARD_MODULES:
         importlib.import_module(name)
     sys.path[:0] = config["paths"]
@@ -75,6 +84,12 @@ def load(config: dict):
     return confinement, child.main, sandbox.Limits
 
 
+def is_plain_import(statement: str) -> bool:
+    """Whether the text is one import statement that only names preloaded standard modules."""
+    found = re.fullmatch(r"(?:import ([\w.]+)(?: as \w+)?|from ([\w.]+) import (?:\*|[\w, ]+))", statement)
+    return found is not None and (found[1] or found[2]) in STANDARD_MODULES
+
+
 class Server:
     """One job at a time; the descriptors of a job are closed here as soon as its child has them."""
 
@@ -82,6 +97,10 @@ class Server:
         self.control = control
         self.confinement, self.child_main, self.make_limits = confinement, child_main, make_limits
         self.parent = os.getppid()
+        self.preludes: dict[tuple[str, ...], types.ModuleType] = {}
+        # Not os.fork: its hooks (logging, threading, random) touch hundreds of pages, each of which the child must then
+        # copy. They repair what other threads may have left, and this process has none.
+        self.fork = ctypes.PyDLL(None, use_errno=True).fork
 
     def receive(self) -> tuple[dict, list[int]] | None:
         """The next job and its descriptors, or None when the parent is gone."""
@@ -95,21 +114,19 @@ class Server:
 
     def serve(self, job: dict, fds: list[int]) -> None:
         """Fork one child, hand its pidfd over, wait for its end, report it."""
-        limits = self.make_limits(**job["limits"])
-        try:
-            pid = os.fork()
-        except OSError as error:
-            for fd in fds:
-                os.close(fd)
-            self.send({"errno": error.errno})
-            return
+        limits, module = self.make_limits(**job["limits"]), self.module(tuple(job["prelude"]))
+        ctypes.set_errno(0)
+        pid = self.fork()
         if pid == 0:
             try:
-                self.child_main(self.confinement, limits, dict(zip(job["fds"], fds, strict=True)))
+                self.child_main(self.confinement, limits, dict(zip(job["fds"], fds, strict=True)), module)
             finally:
                 os._exit(1)  # never back into the server's loop
         for fd in fds:
             os.close(fd)
+        if pid < 0:
+            self.send({"errno": ctypes.get_errno()})
+            return
         pidfd = os.pidfd_open(pid)
         try:
             self.send({"pid": pid}, [pidfd])
@@ -119,6 +136,25 @@ class Server:
             os.close(pidfd)
             _, status, usage = os.wait4(pid, 0)
         self.send({"status": status, "cpu_s": usage.ru_utime + usage.ru_stime, "rss_kib": usage.ru_maxrss})
+
+    def module(self, prelude: tuple[str, ...]) -> types.ModuleType:
+        """A module in which these import statements have run; the child, a copy, uses it as the program's own.
+
+        Importing in each child would touch, and so copy, most of the heap. Nothing but import statements of preloaded
+        modules is ever executed here: anything else ends the server.
+        """
+        if prelude not in self.preludes:
+            if len(self.preludes) >= MAX_PRELUDES:
+                self.preludes.clear()
+            module = types.ModuleType("solution")
+            module.__dict__["__builtins__"] = builtins
+            for statement in prelude:
+                if not is_plain_import(statement):
+                    raise ValueError(f"not an import of a preloaded module: {statement!r}")
+                exec(statement, module.__dict__)
+            self.preludes[prelude] = module
+            gc.freeze()
+        return self.preludes[prelude]
 
     def wait(self, pidfd: int) -> None:
         """Return when the child has ended or the parent is gone."""

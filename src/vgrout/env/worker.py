@@ -92,18 +92,19 @@ class Server:
         limits: Limits,
         on_line: Callable[[bytes], bool],
         *,
+        prelude: tuple[str, ...] = (),
         stdout: bool = False,
         scratch: Path | None = None,
     ) -> Exit:
         """Run one request in a child. `on_line` gets each line it reports and returns True when it has seen enough.
 
-        With `stdout` what the child prints is kept (up to its limit); `scratch` is a folder that it may write to.
+        `prelude`: import statements that the server has run already (see `server`). With `stdout` what the child prints is kept (up to its limit); `scratch` is a folder that it may write to.
         Raises InfraError, after which the server is to be closed.
         """
         try:
             with _Descriptors() as fds:
                 child = _Child(self, fds, limits, on_line)
-                return child.run(request, stdout, scratch)
+                return child.run(request, prelude, stdout, scratch)
         except OSError as error:
             raise InfraError(f"sandbox run: {error}") from error
 
@@ -165,9 +166,9 @@ class _Child:
         self.killed: Killed = ""
         self.pidfd = -1
 
-    def run(self, request: bytes, stdout: bool, scratch: Path | None) -> Exit:
+    def run(self, request: bytes, prelude: tuple[str, ...], stdout: bool, scratch: Path | None) -> Exit:
         start = time.monotonic()
-        self._start(request, stdout, scratch)
+        self._start(request, prelude, stdout, scratch)
         self._watch(start, scratch)
         if not self.killed and not select.select([self.pidfd], [], [], END_S)[0]:
             self._kill("silent")
@@ -176,7 +177,7 @@ class _Child:
         wall = time.monotonic() - start
         return Exit(end["status"], end["cpu_s"], wall, self.killed, bytes(self.printed))
 
-    def _start(self, request: bytes, stdout: bool, scratch: Path | None) -> None:
+    def _start(self, request: bytes, prelude: tuple[str, ...], stdout: bool, scratch: Path | None) -> None:
         """Open the run's descriptors, hand the child's ends over, learn its pidfd."""
         sent = {"request": os.memfd_create("request")}
         self.fds.add(sent["request"])
@@ -192,7 +193,7 @@ class _Child:
         if scratch is not None:
             sent["scratch"] = os.open(scratch, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             self.fds.add(sent["scratch"])
-        message = {"limits": asdict(self.limits), "fds": list(sent)}
+        message = {"limits": asdict(self.limits), "fds": list(sent), "prelude": prelude}
         socket.send_fds(self.server.control, [json.dumps(message).encode()], list(sent.values()))
         for fd in sent.values():
             self.fds.close(fd)

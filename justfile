@@ -1,0 +1,60 @@
+# Recipes of vGROUT. `just --list` shows them; run them as `uv run just NAME`.
+# Where torch was installed from a local wheel (.ci/setup), set UV_NO_SYNC=1 first, or uv brings the locked build back.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+# `uv run just` has the environment on PATH already; a plain `just` finds it in .venv.
+export PATH := if env("VIRTUAL_ENV", "") == "" { justfile_directory() / ".venv/bin:" + env("PATH") } else { env("PATH") }
+
+[private]
+default:
+    @just --list
+
+# Quick tier of every gate, then one small real training run
+smoke: (_gates "--quick") (_train "absorb")
+    @echo "smoke passed: every quick gate holds, and absorb trained and was evaluated; its run folder is $(tail -n 1 out/smoke/absorb.log)"
+
+# Every gate in full, then a small real training run of every intervention
+smoke-all: (_gates "--all") (_train "none") (_train "none_full") (_train "absorb") (_train "label_route" "--allow-oracle")
+    @echo "smoke-all passed: every gate holds, and none, none_full, absorb and label_route trained and were evaluated; run folders are in out/smoke/runs"
+
+[private]
+_gates tier:
+    python scripts/run_gates.py {{ tier }}
+
+# A small real training run without any intervention
+smoke-vanilla: (_train "none")
+    @echo "smoke-vanilla passed: none trained and was evaluated; its run folder is $(tail -n 1 out/smoke/none.log)"
+
+# One training step, to see that everything connects
+fast-dev-run intervention="none": (_train intervention "--steps" "1")
+    @echo "fast-dev-run passed: one step of {{ intervention }}; its run folder is $(tail -n 1 out/smoke/{{ intervention }}.log)"
+
+# `vgrout train smoke`; the log ends with the run folder
+[private]
+_train intervention *options:
+    @mkdir -p out/smoke
+    vgrout train smoke --intervention {{ intervention }} {{ options }} --out out/smoke </dev/null | tee out/smoke/{{ intervention }}.log
+
+# The main job on the embedded default: train, evaluate with and without the quarantine, show the table
+demo *options:
+    vgrout demo {{ options }}
+
+# Seconds per training step against a plain-torch floor
+bench-step *options:
+    python scripts/bench_step.py {{ options }}
+
+# Fetch a model into the local cache of the hub (the reference is Qwen/Qwen3-4B)
+download-model model="Qwen/Qwen3-0.6B":
+    hf download {{ model }}
+
+# Format the code and sort the imports
+fmt:
+    ruff format .
+    ruff check --fix .
+
+# Lint, formatting and types, without changing anything
+check:
+    ruff check .
+    ruff format --check .
+    ty check

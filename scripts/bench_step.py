@@ -1,0 +1,192 @@
+"""Time of one GRPO step: the package's interventions against a plain torch floor on the same work.
+
+    python scripts/bench_step.py --sizes a,b --rounds 5 --json out/bench_step.json
+
+1. Equality, before anything is timed (_bench_equality.py), in fp32.
+2. Timing: the systems take turns, one step each, in an order that rotates; the first round is dropped. On a CPU the time
+   is the process's CPU seconds on one thread, so that other programs on the machine disturb little; on a GPU it is the
+   wall time between synchronisations. Ratios are medians of the ratios within a round.
+3. A table, and one line for each limit. Nothing is asserted about time: figures depend on the machine.
+
+Generate includes merging the weights; train is the reference pass, the forward and the backward; optimize is gradient
+norms, clipping, AdamW and the decay. `floor_prefix` computes every prompt once per group, in training too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from _bench import SYSTEMS, System, Work, make_systems, make_work
+from _bench_equality import equality
+from bench_floor import Settings
+
+from vgrout.models import DTYPES, SIZES
+from vgrout.run.provenance import environment
+
+PHASES = ("generate", "train", "optimize")
+LIMITS = (("none", "floor", 1.1), ("absorb", "none", 1.2), ("label_route", "none", 1.2))
+"""(system, reference, most that a step may cost relative to the reference's)."""
+
+Times = list[dict[str, dict[str, float]]]
+"""Per round, per system, per phase: seconds."""
+
+
+def now(device: str) -> float:
+    """CPU seconds of this process, or wall seconds once the GPU has finished what was queued."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def one_step(system: System, step: int, device: str) -> dict[str, float]:
+    """Seconds of each phase of one step."""
+    gc.collect()
+    marks = [now(device)]
+    for phase in (system.generate, system.train, system.optimize):
+        phase(step)
+        marks.append(now(device))
+    return {phase: end - start for phase, start, end in zip(PHASES, marks, marks[1:])} | {"step": marks[-1] - marks[0]}
+
+
+def interleaved(systems: dict[str, System], rounds: int, device: str) -> Times:
+    """`rounds` rounds after a dropped one; each system steps once in a round, and the order rotates."""
+    names, times = list(systems), []
+    for turn in range(rounds + 1):
+        shift = turn % len(names)
+        order = names[shift:] + names[:shift]
+        seconds = {name: one_step(systems[name], turn, device) for name in order}
+        times.append(seconds)
+        shown = ", ".join(f"{name} {seconds[name]['step']:.2f}" for name in names)
+        print(f"round {turn}{' (dropped)' if turn == 0 else ''}: {shown}", flush=True)
+    return times[1:]
+
+
+def ratio(times: Times, system: str, reference: str, phase: str = "step") -> float:
+    """Median over the rounds of the ratio within a round."""
+    return median(t[system][phase] / t[reference][phase] for t in times)
+
+
+def table(times: Times) -> str:
+    """Median seconds of the phases and the ratios of the step, as a Markdown table."""
+    references = [name for name in ("floor", "none") if name in times[0]]
+    head = ["system", *PHASES, "step", *(f"step / {name}" for name in references)]
+    rows = [head, ["---"] * len(head)]
+    for name in times[0]:
+        seconds = [f"{median(t[name][phase] for t in times):.2f}" for phase in (*PHASES, "step")]
+        rows.append([name, *seconds, *(f"{ratio(times, name, reference):.2f}" for reference in references)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return "\n".join("| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths)) + " |" for row in rows)
+
+
+def limit_lines(times: Times, size: str) -> list[str]:
+    """One line for each limit whose two systems were timed, with the spread over the rounds."""
+    lines = []
+    for system, reference, limit in LIMITS:
+        if {system, reference} <= times[0].keys():
+            ratios = [t[system]["step"] / t[reference]["step"] for t in times]
+            verdict = "met" if median(ratios) <= limit else "NOT met"
+            spread = f"rounds {min(ratios):.2f} to {max(ratios):.2f}"
+            lines.append(
+                f"size {size}: {system} {median(ratios):.2f}x {reference}, limit {limit}: {verdict} ({spread})"
+            )
+    return lines
+
+
+def run_size(args: argparse.Namespace, size: str) -> tuple[dict[str, Any], list[str]]:
+    """Equality and timing at one size: what the JSON file keeps, and the lines of the limits."""
+
+    def work(dtype: str) -> Work:
+        return make_work(
+            size,
+            prompts=args.prompts,
+            prompt_tokens=args.prompt_tokens,
+            settings=Settings(group_size=args.group_size, max_new=args.max_new),
+            dtype=dtype,
+            device=args.device,
+        )
+
+    print(f"\nsize {size}: {SIZES[f'tiny:{size}']}")
+    equal = [] if args.skip_equality else equality(work("fp32"))
+    print("\n".join(equal))
+    load_before = os.getloadavg()
+    times = interleaved(make_systems(work(args.dtype), args.systems), args.rounds, args.device)
+    limits = limit_lines(times, size)
+    print(f"\n{table(times)}")
+    record = {"equality": equal, "rounds": times, "load": [load_before, os.getloadavg()], "limits": limits}
+    return record, limits
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="time of one GRPO step against a plain torch floor")
+    parser.add_argument("--sizes", type=_names(("a", "b")), default=["a", "b"], help="comma-separated; default a,b")
+    parser.add_argument("--systems", type=_names(SYSTEMS), default=list(SYSTEMS), help="comma-separated; default all")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds, after one that is dropped; default 5")
+    parser.add_argument("--prompts", type=int, default=4, help="prompts of a step (P)")
+    parser.add_argument("--group-size", type=int, default=8, help="rollouts of a prompt (G)")
+    parser.add_argument("--prompt-tokens", type=int, default=200, help="tokens of a prompt")
+    parser.add_argument("--max-new", type=int, default=96, help="forced new tokens of a rollout")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="of the base model while timing")
+    parser.add_argument("--skip-equality", action="store_true", help="time without comparing first")
+    parser.add_argument("--json", type=Path, help="write every round's figures to this file")
+    args = parser.parse_args()
+    if min(args.rounds, args.prompts, args.group_size, args.prompt_tokens, args.max_new) < 1:
+        parser.error("--rounds, --prompts, --group-size, --prompt-tokens and --max-new must be at least 1")
+    return args
+
+
+def _names(known: tuple[str, ...]) -> Any:
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}; choose from {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    device = args.device if args.device == "cpu" else torch.cuda.get_device_name(args.device)
+    clock = "CPU seconds of one thread" if args.device == "cpu" else "wall seconds"
+    versions = environment()["versions"]
+    print(f"{clock} on {device} ({processor()}), {args.dtype}, load {os.getloadavg()[0]:.1f}, versions {versions}")
+    print(
+        f"a step: {args.prompts} prompts of {args.prompt_tokens} tokens x {args.group_size} rollouts of {args.max_new} "
+        "forced tokens, total LoRA rank 32, KL on"
+    )
+    results = {size: run_size(args, size) for size in args.sizes}
+    if args.json:
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+        record = {"environment": environment(), "processor": processor(), "device": device, "settings": settings}
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(record | {"sizes": {s: r for s, (r, _) in results.items()}}, indent=1) + "\n")
+        print(f"\nwritten: {args.json}")
+    print("\n" + "\n".join(line for _, lines in results.values() for line in lines))
+
+
+def processor() -> str:
+    """The processor's name, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.is_file()
+        else []
+    )
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()
