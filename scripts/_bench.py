@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from bench_floor import Floor, Settings
 from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bench_floor import Floor, Settings
 from vgrout.adapter import AdapterConfig, attach
 from vgrout.grpo import GrpoConfig
 from vgrout.interventions import INTERVENTIONS, intervention_class
@@ -82,9 +82,9 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, index: int, length: int) -> Prom
 class System(Protocol):
     """One step is the three phases in turn; what `generate` sampled is kept until `train` has used it."""
 
-    def generate(self, step: int) -> None: ...
-    def train(self, step: int) -> None: ...
-    def optimize(self, step: int) -> None: ...
+    def generate(self, step: int) -> object: ...
+    def train(self, step: int) -> object: ...
+    def optimize(self, step: int) -> object: ...
 
 
 class Ours:
@@ -157,7 +157,8 @@ class PlainFloor:
         self.completions = self.prompts[:0]
 
     def generate(self, step: int) -> None:
-        self.completions = self.floor.generate(self.prompts)
+        # The clone is an ordinary tensor, which autograd may keep; what inference mode returned is not.
+        self.completions = self.floor.generate(self.prompts).clone()
 
     def train(self, step: int) -> None:
         self.floor.update(self.prompts, self.completions, self.work.rewards(step).to(self.prompts.device))

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from _bench import Ours, PlainFloor, Work
 from jaxtyping import Float
 from torch import Tensor
 
+from _bench import Ours, PlainFloor, Work
 from vgrout.adapter.route import BLOCKS
 from vgrout.interventions import INTERVENTIONS
 from vgrout.interventions.base import Rows

@@ -75,7 +75,7 @@ class Floor:
             self.loras.append(FoldedLora(getattr(owner, child), init))
             setattr(owner, child, self.loras[-1])
         self.backbone: nn.Module = model.get_decoder()
-        self.head: Tensor = model.get_output_embeddings().weight  # ty: ignore[invalid-assignment]
+        self.head: Tensor = model.get_output_embeddings().weight
         self.parameters = [p for lora in self.loras for p in (lora.A, lora.B)]
         self.initial = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(
@@ -150,7 +150,7 @@ class Floor:
             hidden = self.backbone(input_ids=packed, use_cache=False)[0][:, length - 1 : -1]
         pieces = zip(hidden.flatten(0, 1).split(self.settings.chunk), completions.flatten().split(self.settings.chunk))
         chunks = [checkpoint(self._chunk_logps, h, y, use_reentrant=False) for h, y in pieces]
-        return torch.cat(chunks).view(rows, new)  # ty: ignore[no-matching-overload]
+        return torch.cat(chunks).view(rows, new)
 
     def _chunk_logps(self, hidden: Float[Tensor, "n H"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         logits = F.linear(hidden, self.head).float()

@@ -25,10 +25,10 @@ from statistics import median
 from typing import Any
 
 import torch
+
 from _bench import SYSTEMS, System, Work, make_systems, make_work
 from _bench_equality import equality
 from bench_floor import Settings
-
 from vgrout.models import DTYPES, SIZES
 from vgrout.run.provenance import environment
 

@@ -33,7 +33,7 @@ class Shifted:
     """Stands for an adapter: each view has other weights."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.weight, self.inside = model.get_input_embeddings().weight, []
+        self.weight, self.inside = model.get_parameter("model.embed_tokens.weight"), []
 
     @contextmanager
     def merged(self, view: View):
@@ -162,8 +162,7 @@ def pool_of(rows: list[dict[str, object]], folder: str, name: str, seed: int = 1
 @gate.invariant("teacher rows do not depend on labels; without replacement, repeats counted; each step draws anew")
 def _():
     rows, tokenizer = stored(), tiny().tokenizer
-    poisoned = [{"label": "poison", "reward": float(i), "gt_pass": None, **rows[i]} for i in range(len(rows))]
-    poisoned = [{**row, "label": {"hacked": None}} for row in poisoned]
+    poisoned = [{"reward": float(i), **row, "label": {"hacked": None}} for i, row in enumerate(rows)]
     requests = [Request(prompt(str(c)), "full", f"0/{c}/{i}") for c in range(3) for i in range(4)]
     with tempfile.TemporaryDirectory() as folder:
         clean, other = pool_of(rows, folder, "a.jsonl.gz"), pool_of(poisoned, folder, "b.jsonl")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen3_5TextConfig, Qwen3NextConfig
@@ -32,7 +33,7 @@ gate = Gate(__doc__)
 
 def other_models() -> dict[str, PreTrainedModel]:
     """Small random models with other kinds of cache than Qwen3's."""
-    common = dict(vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=4, head_dim=8)
+    common: dict[str, Any] = dict(vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=4, head_dim=8)
     common |= dict(num_attention_heads=4, num_key_value_heads=2, eos_token_id=None, bos_token_id=None)
     linear = dict(linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8)
     experts = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16)
@@ -49,12 +50,12 @@ def other_models() -> dict[str, PreTrainedModel]:
     return models
 
 
-def generate(model: PreTrainedModel, prompts: list[list[int]], **settings: object) -> torch.Tensor:
+def generate(model: PreTrainedModel, prompts: list[list[int]], **settings: Any) -> torch.Tensor:
     """transformers' generate on left-padded prompts; returns [R, prompt + new] ids."""
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(row)) + row for row in prompts])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
-    return model.generate(ids, attention_mask=mask, pad_token_id=0, top_k=0, **settings)  # ty: ignore[call-non-callable]
+    return model.generate(ids, attention_mask=mask, pad_token_id=0, top_k=0, **settings)  # ty: ignore[not-callable]
 
 
 def greedy_matches(model: PreTrainedModel) -> str:
@@ -82,9 +83,9 @@ def _():
 
 @gate.invariant("a row stays the same when the batch is split, reordered or thinned out")
 def _():
-    prompts = random_prompts([3, 17, 9, 30, 17, 40], copies=5)
+    prompts = random_prompts([3, 17, 9, 17, 40], copies=4)
     seeds, stop, tokens = list(range(len(prompts))), stops(tiny().model, every=40), 0
-    for params in (SamplingParams(40), SamplingParams(40, 0.7, 0.9, 20), SamplingParams(40, 1.0, 0.8)):
+    for params in (SamplingParams(32), SamplingParams(32, 0.7, 0.9, 20), SamplingParams(32, 1.0, 0.8)):
         whole = decode(tiny().model, prompts, seeds, params, stop)
         assert len({row.ids for row in whole}) == len(whole), "rows of one prompt must differ"
         pairs: list[tuple[Completion, Completion]] = []

@@ -12,9 +12,10 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from vgrout.env.asserts import Kind, Tests
 from vgrout.env.evidence import file_reports_pass, stdout_reports_pass
 from vgrout.env.modes import Mode
-from vgrout.env.oracle import Kind, Tests, parse_line
+from vgrout.env.oracle import parse_line
 from vgrout.env.sandbox import Limits
 from vgrout.types import Markers
 

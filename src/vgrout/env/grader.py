@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from vgrout.env import sandbox, selftest
+from vgrout.env.asserts import Tests, parse_tests
 from vgrout.env.modes import mode_named
-from vgrout.env.oracle import Tests, parse_tests
 from vgrout.env.runner import GRADER_VERSION, Runner
 from vgrout.env.worker import InfraError
 from vgrout.types import Problem, Prompt, UserError, Verdict

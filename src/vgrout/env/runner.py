@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from vgrout.env.asserts import Tests
 from vgrout.env.channels import Finding, ProbeReport, finding, infra_trouble, probe_calls
 from vgrout.env.labels import extract_program, label_of, reward_of, uses_files
 from vgrout.env.modes import Mode, hack_attempted, mode_named
-from vgrout.env.oracle import OutputJudge, Tests
+from vgrout.env.oracle import OutputJudge
 from vgrout.env.sandbox import Limits
 from vgrout.env.worker import Exit, InfraError, Server, remove_folder
 from vgrout.types import Outcome, Prompt, UserError, Verdict

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import marshal
 
-from vgrout.env.oracle import Tests
+from vgrout.env.asserts import Tests
 from vgrout.env.runner import Runner
 from vgrout.env.sandbox import MIB, Limits
 from vgrout.types import UserError

@@ -175,6 +175,7 @@ class _Child:
         self.server.control.settimeout(REAP_S)
         end, _ = self.server._receive()
         wall = time.monotonic() - start
+        self._drain_output()
         return Exit(end["status"], end["cpu_s"], wall, self.killed, bytes(self.printed))
 
     def _start(self, request: bytes, prelude: tuple[str, ...], stdout: bool, scratch: Path | None) -> None:
@@ -231,6 +232,11 @@ class _Child:
                 if time.monotonic() >= allowance:
                     self._kill("wall")
                 deadline = max(allowance, deadline + 0.1)
+
+    def _drain_output(self) -> None:
+        """Take what the ended child had printed and nobody had read: its last report may be read before its output."""
+        while self.stdout >= 0 and self.killed != "stdout" and (data := os.read(self.stdout, _CHUNK)):
+            self._take_output(data)
 
     def _take_lines(self, data: bytes) -> None:
         *lines, rest = (self.pending + data).split(b"\n") if b"\n" in data else (self.pending + data,)

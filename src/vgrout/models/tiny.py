@@ -13,7 +13,7 @@ from importlib import resources
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 THINK_TOKENS = ("<think>", "</think>")
@@ -105,7 +105,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int = 16_
     )
 
 
-def random_qwen3(size: Size, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
+def random_qwen3(size: Size, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalLM:
     """A Qwen3 of the given size with weights drawn from `seed` on the CPU in fp32; torch's own RNG is left as it was.
 
     The vocabulary is the size's, or the tokenizer's where that is smaller for tied (test) models: a test model must
