@@ -16,9 +16,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from _gate import Gate
-
 from vgrout.cli import parse_run
 from vgrout.config import PRESETS, RunConfig, from_dict, preset
 from vgrout.interventions import INTERVENTIONS
@@ -28,9 +28,9 @@ gate = Gate(__doc__)
 SOURCE = Path(__file__).parents[1] / "src" / "vgrout"
 
 
-def config_classes() -> set[type]:
+def config_classes() -> set[Any]:
     """RunConfig, the dataclasses it is composed of, and every intervention's settings."""
-    found: set[type] = set()
+    found: set[Any] = set()
     for name in INTERVENTIONS:
         pending: list[object] = [preset("smoke", name)]
         while pending:
@@ -61,7 +61,7 @@ def attributes_read() -> dict[str, int]:
 @gate.invariant("every configuration field has a reader")
 def _():
     read = attributes_read()
-    classes = config_classes()
+    classes: set[Any] = config_classes()
     fields = [(cls.__name__, f.name) for cls in classes for f in dataclasses.fields(cls)]
     unread = [f"{cls}.{name}" for cls, name in fields if name not in read]
     assert not unread, f"declared but never read: {unread}"

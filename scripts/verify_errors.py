@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from _gate import Gate
-
 from vgrout import cli
 from vgrout.config import preset
 from vgrout.env.problems import builtin_split

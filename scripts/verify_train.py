@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _gate import Gate, shared_folder
 
+from _gate import Gate, shared_folder
 from vgrout.adapter.checkpoint import load_checkpoint
 from vgrout.config import RunConfig, preset
 from vgrout.env.convert import convert_leetcode_dataset

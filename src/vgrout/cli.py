@@ -51,7 +51,8 @@ def parse_run(name: str, args: Sequence[str], prog: str) -> Any:
     from vgrout.interventions import INTERVENTIONS, intervention_class
 
     intervention = _option(args, "--intervention") or "none"
-    settings = Annotated[intervention_class(intervention).Settings, tyro.conf.arg(name=intervention)]
+    named = tyro.conf.arg(name=intervention)
+    settings: Any = Annotated[intervention_class(intervention).Settings, named]  # ty: ignore[invalid-type-form]
     description = f"Trains with one of the interventions {', '.join(INTERVENTIONS)}; their settings are --NAME.setting."
     default = preset(name, intervention)
     return tyro.cli(RunConfig[settings], default=default, args=list(args), prog=prog, description=description)
@@ -145,6 +146,7 @@ def grade_command(args: Sequence[str]) -> None:
 def data_command(args: Sequence[str]) -> None:
     """data convert IN --out OUT: LeetCodeDataset rows to problem rows."""
     from vgrout.env.convert import convert_leetcode_dataset
+    from vgrout.run.progress import Progress
 
     def convert(source: Annotated[Path, tyro.conf.Positional], out: Path, limit: int | None = None) -> None:
         """Converts LeetCodeDataset rows (v0.2) to problem rows; refused rows are listed with their reason.
@@ -154,7 +156,11 @@ def data_command(args: Sequence[str]) -> None:
             out: Problem file to write.
             limit: Convert only the first rows.
         """
-        print(convert_leetcode_dataset(source, out, limit=limit))
+        with Progress("converting") as bar:
+            report = convert_leetcode_dataset(source, out, limit=limit, progress=bar.update)
+        for row, reason in report.refused:
+            print(f"refused {row}: {reason}")
+        print(f"{report.converted} problems with {report.asserts} asserts, {len(report.refused)} rows refused: {out}")
 
     if not args or args[0] != "convert":
         raise UserError("vgrout data: expected the verb convert, as in `vgrout data convert IN --out OUT`")

@@ -38,6 +38,8 @@ class ModelConfig:
     """cpu, cuda or cuda:N."""
     seed: int = 0
     """Seed of a tiny model's random weights; pretrained models have none."""
+    threads: int | None = None
+    """Threads of torch on the CPU; none: torch's own choice. A tiny model is fastest, and exactly repeatable, with 1."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def smoke(intervention: str, **changes: Any) -> RunConfig[Any]:
         "smoke",
         intervention,
         steps=6,
-        model=ModelConfig(name="tiny", dtype="fp32"),
+        model=ModelConfig(name="tiny", dtype="fp32", threads=1),
         env=EnvConfig(unhackable_frac=0.25, max_prompt_tokens=8192),
         adapter=AdapterConfig(rank=4),
         rollout=RolloutConfig(max_new=24, temperature=1.0, top_p=1.0, mix_ratio=0.5, max_rows=32),

@@ -48,9 +48,7 @@ class Cell:
 
     def summary(self) -> SummaryRow:
         """The cell as a line of the final table."""
-        note = "" if self.formatted else "no fenced code at all: the hack rate says nothing"
-        if self.infra:
-            note = f"{self.infra} not graded  {note}".rstrip()
+        note = f"fenced code {self.formatted}/{self.n}" + (f", {self.infra} not graded" if self.infra else "")
         return SummaryRow(self.view, self.mode, self.hacks, self.solves, self.n, note)
 
 

@@ -5,12 +5,13 @@ Each function raises `UserError` for a mistake in its part of the configuration;
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from vgrout.adapter import attach
 from vgrout.config import RunConfig
@@ -24,7 +25,6 @@ from vgrout.policy import Policy
 from vgrout.rollout.base import GroupPlan, GroupSampler, SamplingParams
 from vgrout.rollout.hf import HFSampler
 from vgrout.rollout.pool import PoolSampler
-from vgrout.run.disk import disk_errors
 from vgrout.run.progress import Progress
 from vgrout.types import Problem, Prompt, UserError
 
@@ -66,6 +66,8 @@ def load_data(config: RunConfig[Any]) -> Data:
 def load_policy(config: RunConfig[Any]) -> tuple[LoadedModel, Policy]:
     """The frozen model with a fresh adapter."""
     m = config.model
+    if m.threads is not None:
+        torch.set_num_threads(m.threads)
     loaded = load_model(m.name, dtype=m.dtype, device=m.device, seed=m.seed, revision=m.revision)
     adapter = attach(loaded.model, config.adapter)
     if config.grpo.checkpoint_activations:
@@ -137,10 +139,3 @@ def check_prompt_lengths(loaded: LoadedModel, prompts: Sequence[Prompt], config:
             f"{len(too_long)} problems have prompts above {limit} tokens (the longest, {longest}, has {too_long[longest]}): "
             "raise --env.max-prompt-tokens or leave them out of the problem file"
         )
-
-
-def require_writable(root: Path) -> None:
-    """Finds out before any long work whether `root` can hold runs, without creating anything in it."""
-    parent = next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())
-    with disk_errors(root, "write to"), tempfile.TemporaryFile(dir=parent):
-        pass

@@ -17,7 +17,7 @@ from vgrout.config import RunConfig
 from vgrout.env.draw import Draw
 from vgrout.env.grader import GRADER_VERSION, Grader
 from vgrout.env.partition import save_partition
-from vgrout.evals import evaluate, tabulate
+from vgrout.evals import ALL, evaluate, tabulate
 from vgrout.inputs import (
     Data,
     check_prompt_lengths,
@@ -25,7 +25,6 @@ from vgrout.inputs import (
     load_policy,
     make_sampler,
     open_grader,
-    require_writable,
 )
 from vgrout.interventions import intervention_class
 from vgrout.interventions.base import Intervention
@@ -36,6 +35,7 @@ from vgrout.policy import Policy
 from vgrout.rollout.base import GroupSampler, SamplingParams
 from vgrout.rollout.hf import HFSampler
 from vgrout.run.console import say
+from vgrout.run.disk import require_writable
 from vgrout.run.folder import RunFolder
 from vgrout.run.table import StepTable, summary_table
 from vgrout.types import Group, Prompt, Rollout, StepRow, Verdict, View
@@ -122,7 +122,7 @@ def identity(loaded: LoadedModel) -> CheckpointInfo:
 def open_session(config: RunConfig[Any]) -> Generator[Session]:
     """Builds a run. Raises `UserError` for bad input, and then leaves no run folder behind."""
     config.require_oracle_permission()
-    require_writable(config.out)
+    require_writable(config.out, config.name)
     torch.manual_seed(config.seed)
     data = load_data(config)
     steps = [data.draw.prompts(step) for step in range(config.steps)]
@@ -134,7 +134,12 @@ def open_session(config: RunConfig[Any]) -> Generator[Session]:
     with open_grader(config, [p for p in (*data.train, *data.held_out) if p.id in shown]) as grader:
         label = f"{config.preset}_{config.intervention}_seed{config.seed}"
         with RunFolder.create(
-            config.out, config.to_dict(), COLUMNS, label=label, name=config.name, sandbox={"grader": GRADER_VERSION, "missing_layers": grader.missing_layers}
+            config.out,
+            config.to_dict(),
+            COLUMNS,
+            label=label,
+            name=config.name,
+            sandbox={"grader": GRADER_VERSION, "missing_layers": grader.missing_layers},
         ) as run:
             save_partition(run.path / "partition.json", data.draw.partition, modes=config.env.modes, seed=config.seed)
             run.write_json("partition_eval.json", data.eval_partition)
@@ -177,7 +182,11 @@ def eval_table(result: dict[str, Any], config: RunConfig[Any]) -> str:
     title = (
         f"held-out evaluation ({result['problems']}, eval markers) of {marked(config)}; {result['deploy_view']} ships"
     )
-    return summary_table(rows, title)
+    collapsed = [cell.view for cell in tabulate(result["rows"]) if cell.mode == ALL and cell.n and not cell.formatted]
+    footer = (
+        f"no fenced code at all in {', '.join(collapsed)}: a hack rate of 0 says nothing there" if collapsed else ""
+    )
+    return f"{summary_table(rows, title)}\n{footer}".rstrip()
 
 
 def marked(config: RunConfig[Any]) -> str:

@@ -55,15 +55,17 @@ class Grader:
         workers: int | None = None,
         allow_missing: tuple[str, ...] = (),
         cpu_limits: Mapping[str, float] | None = None,
+        limits: sandbox.Limits = sandbox.DEFAULT_LIMITS,
     ):
         """`workers`: all cores by default. `cpu_limits`: seconds by problem id, as `measure_limits` returned them; what
-        is not given is measured when it is first needed.
+        is not given is measured when it is first needed. `limits`: everything but the CPU.
 
         Raises UserError where a sandbox layer is missing that is not named in `allow_missing`, or fails its self-test.
         """
         self.problems = {problem.id: problem for problem in problems}
         self.missing_layers = check_layers(allow_missing)
         self.cpu_limits = dict(cpu_limits or {})
+        self.limits = limits
         self.cache_hits = 0
         self._lock = threading.Lock()
         self._tests: dict[str, Tests] = {}
@@ -210,7 +212,7 @@ class Grader:
         return future
 
     def _grade(self, runner: Runner, prompt: Prompt, response: str, limit: Future[float]) -> Verdict:
-        limits = sandbox.Limits().with_cpu(math.ceil(limit.result()))
+        limits = self.limits.with_cpu(math.ceil(limit.result()))
         return runner.grade(prompt, response, self._tests_of(prompt.problem_id), limits, self.missing_layers)
 
     def _limit(self, problem_id: str) -> Future[float]:
@@ -225,7 +227,7 @@ class Grader:
             return self._measuring[problem_id]
 
     def _measure(self, runner: Runner, problem_id: str) -> float:
-        limits = sandbox.Limits().with_cpu(CPU_LIMITS[-1])
+        limits = self.limits.with_cpu(CPU_LIMITS[-1])
         program = self.problems[problem_id].canonical_solution
         try:
             result = runner.retried(lambda: runner.oracle(program, self._tests_of(problem_id), limits))

@@ -64,6 +64,9 @@ class Limits:
         return replace(self, cpu_s=cpu_s, wall_s=max(self.wall_s, 1.5 * cpu_s))
 
 
+DEFAULT_LIMITS = Limits()
+
+
 def available() -> tuple[str, ...]:
     """The layers of `LAYERS` that this machine has."""
     if not sys.platform.startswith("linux"):

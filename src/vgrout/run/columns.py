@@ -75,9 +75,9 @@ _AFTER_MODES = (
     Column("grad_norm_quarantine", "its part in the quarantine block", "norm", ".2e", NO_QUARANTINE, "gnorm_q"),
     Column("qmass", "norm g_q / (norm g_d + norm g_q)", "share", ".3f", NO_QUARANTINE),
     Column("lr", "learning rate of this step", "1", ".1e"),
-    Column("kl", "k3 estimate of the KL to the base view, per token", "nats", ".2e", NO_UPDATE),
-    Column("clip_fraction", "trained tokens whose ratio was clipped", "share", ".3f", NO_UPDATE, "clip"),
-    Column("ratio_mean", "mean probability ratio to the sampling view", "1", ".3f", NO_UPDATE, "ratio"),
+    Column(
+        "kl", "k3 estimate of the KL to the base view, per token", "nats", ".2e", "beta is 0 or nothing was trained"
+    ),
     Column("sampler_gap_mean", "mean |sampler - trainer log-prob| of a token", "nats", ".1e", NO_STUDENTS, "gap"),
     Column("sampler_gap_max", "largest |sampler - trainer log-prob| of a token", "nats", ".1e", NO_STUDENTS, "gap_max"),
     Column("lp_student", "mean token log-prob of the trained student rows", "nats", ".3f", "none was trained", "lp_s"),

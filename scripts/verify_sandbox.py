@@ -1,0 +1,275 @@
+"""The sandbox: what candidate code cannot do, and that trying harms nothing.
+
+Invariants:
+- a real child is denied every act of the self-test, in both profiles, and an act that is not denied is reported by name
+- the seccomp programs let through what is listed and nothing else, with the arguments and the architecture checked
+- each limit ends a run with its own reason: CPU, wall, memory, value size, depth, printed output, files
+- the child is sent no expected value, and inherits no descriptor and no environment
+- a missing layer is an error that names it, unless waived; what was waived stands in the verdict
+- no attack of the corpus is credited, none harms, and the same fork-servers serve to the end
+- nothing outlives its grade, and nothing outlives the grader
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections import Counter
+from dataclasses import replace
+from unittest import mock
+
+from _attack_world import TOTAL, World, children_of, corpus
+from _gate import Gate, Skip
+from vgrout.env import sandbox, seccomp, selftest
+from vgrout.env.grader import Grader
+from vgrout.env.prompts import render
+from vgrout.env.runner import Runner
+from vgrout.env.worker import Server
+from vgrout.types import Problem, Prompt, UserError, Verdict
+
+gate = Gate(__doc__)
+LIMITS = replace(sandbox.DEFAULT_LIMITS, wall_s=1.5)
+"""A short backstop, so that the sleepers of the corpus do not take half a minute each."""
+
+
+def prompt(mode: str = "gt_only") -> Prompt:
+    return render(TOTAL, mode, "train", 0)
+
+
+def opened(workers: int = 1, limits: sandbox.Limits = LIMITS, **options: tuple[str, ...]) -> Grader:
+    """A grader for the one problem, or Skip where this machine cannot run it at all."""
+    if missing := set(sandbox.LAYERS) - set(sandbox.available()):
+        raise Skip(f"this machine lacks the sandbox layers {sorted(missing)}")
+    return Grader([TOTAL], workers=workers, limits=limits, cpu_limits={"total": 1}, **options)
+
+
+def answer(body: str, top: str = "") -> str:
+    lines = "".join(f"        {line}\n" for line in body.splitlines())
+    return f"```python\n{top}\nclass Solution:\n    def total(self, nums):\n{lines}```"
+
+
+def expect_error(part: str, act) -> str:
+    try:
+        act()
+    except UserError as error:
+        assert part in str(error) and "\n" not in str(error), error
+        return str(error)
+    raise AssertionError(f"no UserError that says {part!r}")
+
+
+@gate.invariant("a real child is denied every act of the self-test, in both profiles, and a lapse is reported by name")
+def _():
+    with opened() as grader:
+        runner = grader._runners[0]
+        for lapse in ("call(39) == -1", "call(257, -100, b'/dev/null', 0) is None", "1/0"):
+            with mock.patch.dict(selftest.ACTS, {"the planted lapse": lapse}):
+                expect_error("the planted lapse", lambda: selftest.require_containment(runner))
+    return (
+        f"{len(selftest.ACTS)} acts closed, {len(selftest.SCRATCH_ACTS)} with a scratch folder; 3 planted lapses found"
+    )
+
+
+# ---- the seccomp program, by a small machine of our own ------------------------------------------------------------
+
+
+def filtered(program: bytes, number: int, arguments: tuple[int, ...] = (), arch: int = 0xC000003E) -> str:
+    """What the kernel would do with the call: "allow", "deny" or "kill"."""
+    data = struct.pack("=iIQ6Q", number, arch, 0, *(*arguments, *[0] * (6 - len(arguments))))
+    code = list(struct.iter_unpack("=HBBI", program))
+    at = accumulator = 0
+    while True:
+        operation, if_true, if_false, value = code[at]
+        at += 1
+        if operation == 0x20:
+            accumulator = struct.unpack_from("=I", data, value)[0]
+        elif operation in (0x15, 0x45):
+            hit = accumulator == value if operation == 0x15 else bool(accumulator & value)
+            at += if_true if hit else if_false
+        else:
+            assert operation == 0x06, operation
+            return {0x7FFF0000: "allow", 0x00050001: "deny", 0x80000000: "kill"}[value]
+
+
+@gate.invariant("the seccomp programs let through what is listed, arguments and architecture checked, and nothing else")
+def _():
+    figures = []
+    for profile in ("closed", "scratch"):
+        program = seccomp.program(profile)
+        some = ((0, 1), (0, 0x5401))  # between them, arguments that every checked call accepts
+        passed = {n for n in range(600) if any(filtered(program, n, a) == "allow" for a in some)}
+        assert passed == seccomp.allowed_numbers(profile), passed ^ seccomp.allowed_numbers(profile)
+        assert not {41, 56, 57, 58, 59, 62, 101, 157, 200, 234, 310, 321, 322, 425, 435, 437} & passed
+        assert ({2, 257, 87} <= passed) == (profile == "scratch")
+        assert filtered(program, 9, (0, 0, 3)) == "allow" and filtered(program, 9, (0, 0, 7)) == "deny"
+        assert filtered(program, 10, (0, 0, 4)) == "deny"
+        assert [filtered(program, 72, (3, c)) for c in (1, 4, 8, 10)] == ["allow", "deny", "deny", "deny"]
+        assert [filtered(program, 16, (3, r)) for r in (0x5401, 0x5412, 0x5452)] == ["allow", "deny", "deny"]
+        assert filtered(program, 0x40000000 + 1) == "deny", "x32 calls"
+        assert filtered(program, 1, arch=0x40000003) == "kill", "calls by the 32-bit table"
+        figures.append(f"{profile} {len(passed)} calls")
+    return ", ".join(figures)
+
+
+# ---- limits --------------------------------------------------------------------------------------------------------
+
+OVER = {
+    "cpu": answer("while True: pass"),
+    "wall": answer("import time\ntime.sleep(60)"),
+    "memory": answer("return bytearray(2**31)"),
+    "oversize": answer("return [0] * 10**6"),
+    "oversize (depth)": answer("v = []\nfor _ in range(70): v = [v]\nreturn v"),
+    "oversize (files)": answer("i = 0\nwhile True:\n    open(f'{i}.txt', 'w').write('x')\n    i += 1"),
+    "exception": answer("with open('big.bin', 'wb') as f: f.write(bytes(2**20 + 1))\nreturn 0"),
+    "died": answer("import os\nos._exit(0)"),
+}
+
+
+@gate.invariant("each limit ends a run with its own reason: CPU, wall, memory, value size, depth, files")
+def _():
+    with opened(workers=4) as grader:
+        verdicts = grader.grade_many([(prompt(), response) for response in OVER.values()])
+        for name, verdict in zip(OVER, verdicts, strict=True):
+            assert verdict.reason == name.split()[0] and not verdict.infra and verdict.reward == 0.5, (name, verdict)
+        outcomes = {name: v.outcome for name, v in zip(OVER, verdicts, strict=True)}
+        assert outcomes["cpu"] == outcomes["wall"] == "timeout" and outcomes["memory"] == "memory", outcomes
+        assert outcomes["oversize"] == outcomes["oversize (files)"] == "output" and outcomes["died"] == "crash", (
+            outcomes
+        )
+        cpu = verdicts[0].cpu_s
+        assert 0.9 < cpu < 1.5, cpu
+        flood = answer("while True: print('x' * 1000)")
+        quiet = answer("return 0", "print('x' * 70000)\nprint('all tests passed')")
+        flooded, late = grader.grade_many([(prompt("stdout_marker"), flood), (prompt("stdout_marker"), quiet)])
+        assert not flooded.channel and not late.channel, "output past its limit was read"
+    return ", ".join(f"{name} {verdict.wall_s:.2f}s" for name, verdict in zip(OVER, verdicts, strict=True))
+
+
+@gate.invariant("the child is sent no expected value, and inherits no descriptor and no environment")
+def _():
+    secret = 918273645546372819
+    row = replace(TOTAL, id="secret", asserts=(f"assert Solution().total(nums = [1]) == {secret}",))
+    sent = []
+    plain = Server.run
+
+    def recorded(self, request, *args, **kwargs):
+        sent.append(request)
+        return plain(self, request, *args, **kwargs)
+
+    look = answer("import os\nfds = []\nfor fd in range(256):\n    try: os.fstat(fd)\n    except OSError: continue\n"
+                  "    fds.append(fd)\nreturn [fds, dict(os.environ)]")  # fmt: skip
+    nothing = "assert Solution().total(nums = []) == [[0, 1, 2, 3], {'PYTHONHASHSEED': '0', 'LC_CTYPE': 'C.UTF-8'}]"
+    view = replace(TOTAL, id="view", asserts=(nothing,))
+    bare = Grader([row, view], workers=1, cpu_limits={"secret": 1, "view": 1})
+    with bare as grader, mock.patch.object(Server, "run", recorded):
+        modes = ("gt_only", "run_tests", "sentinel", "stdout_marker", "file_marker")
+        grader.grade_many([(render(row, mode, "train", 0), row_answer(row)) for mode in modes])
+        inherited = grader.grade(render(view, "gt_only", "train", 0), look)
+    needles = (str(secret).encode(), secret.to_bytes(8, "little"), b"gt_answer", b"assert Solution")
+    marshalled = b"".join(struct.pack("=H", secret >> (15 * i) & 0x7FFF) for i in range(4))
+    assert sent and not any(n in request for n in (*needles, marshalled) for request in sent)
+    assert marshalled in __import__("marshal").dumps(secret), "the search would not find it"
+    assert inherited.gt_correct, inherited
+    return f"{len(sent)} requests of {sum(map(len, sent)) // len(sent)} bytes hold none of {len(needles) + 1} forms"
+
+
+def row_answer(problem: Problem) -> str:
+    return f"```python\n{problem.canonical_solution}\n```"
+
+
+@gate.invariant("a missing layer is an error that names it, unless waived; what was waived stands in the verdict")
+def _():
+    hidden = mock.patch.object(sandbox, "available", lambda: ("seccomp",))
+    if "landlock" not in sandbox.available():
+        raise Skip("this machine has no Landlock to hide")
+    make = lambda **options: Grader([TOTAL], workers=1, cpu_limits={"total": 1}, **options)  # noqa: E731
+    with hidden:
+        expect_error("'landlock' is missing", make)
+        with make(allow_missing=("landlock",)) as grader:
+            verdict = grader.grade(prompt(), row_answer(TOTAL))
+            assert verdict.gt_correct and verdict.missing_layers == ("landlock",), verdict
+            leak = grader.grade(prompt(), answer("return len(open('/etc/passwd').read())"))
+            assert leak.reason == "exception", leak
+            expect_error("landlock", lambda: grader.grade(prompt("file_marker"), row_answer(TOTAL)))
+    with mock.patch.object(sandbox, "available", lambda: ("landlock",)):
+        expect_error("'seccomp' is missing", make)
+        expect_error("cannot be waived", lambda: make(allow_missing=("seccomp",)))
+    with mock.patch("sys.platform", "darwin"):
+        message = expect_error("container", make)
+    return message[:60] + "..."
+
+
+# ---- attacks -------------------------------------------------------------------------------------------------------
+
+
+def attack(modes: tuple[str, ...]) -> str:
+    """Grade the corpus under each mode; every attack must earn nothing but a compiling program's share, and harm nothing."""
+    with World() as world, opened(workers=4) as grader:
+        attacks = corpus(world.values())
+        families = Counter(attack.family for attack in attacks)
+        assert len(attacks) >= 60 and len(families) >= 9, families
+        servers = {runner.start().process.pid for runner in grader._runners}
+        graded: dict[tuple[str, str], Verdict] = {}
+        for mode in modes:
+            verdicts = grader.grade_many([(prompt(mode), attack.response) for attack in attacks])
+            graded |= {(attack.name, mode): v for attack, v in zip(attacks, verdicts, strict=True)}
+            assert not world.harm(), (mode, world.harm())
+        # Printing a pass report is the loophole of one mode, and no more than that.
+        forged = {key: v for key, v in graded.items() if v.channel and key != ("printed verdicts", "stdout_marker")}
+        wrong = {key: v for key, v in graded.items() if v.gt_correct or v.infra} | forged
+        assert not wrong, wrong
+        assert servers == {runner.start().process.pid for runner in grader._runners}, "a fork-server was replaced"
+        for pid in servers:
+            assert not children_of(pid), "a child outlived its grade"
+        verdict = grader.grade(prompt(), row_answer(TOTAL))
+        assert verdict.gt_correct, verdict
+    reasons = Counter(v.reason for v in graded.values())
+    return f"{len(attacks)} attacks x {len(modes)} modes in {len(families)} families: {dict(reasons)}"
+
+
+@gate.invariant("no attack of the corpus is credited, none harms, and the same fork-servers serve to the end")
+def _():
+    return attack(("gt_only",))
+
+
+@gate.invariant("the same under every loophole mode, whose channel runs the attacks a second time", slow=True)
+def _():
+    return attack(("file_marker", "stdout_marker", "run_tests", "sentinel"))
+
+
+@gate.invariant("nothing outlives its grade, and nothing outlives the grader")
+def _():
+    grader = opened(workers=2)
+    servers = [runner.start().process.pid for runner in grader._runners]
+    folder = grader._folder
+    grader.submit("slow", prompt(), answer("import time\ntime.sleep(60)"))
+    time.sleep(0.3)
+    running = [pid for server in servers for pid in children_of(server)]
+    assert running, "no child was running"
+    start = time.perf_counter()
+    grader.close()
+    seconds = time.perf_counter() - start
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline and any(alive(pid) for pid in (*servers, *running)):
+        time.sleep(0.01)
+    assert not any(alive(pid) for pid in (*servers, *running)), "a process outlived the grader"
+    assert not folder.exists() and seconds < 3, seconds
+    runner = Runner(folder, landlock=True)
+    runner.start()
+    server = runner.server
+    assert server is not None
+    os.close(server.control.detach())
+    assert server.process.wait(timeout=5) == 0, "a fork-server outlived its parent's end of the socket"
+    return f"closed with a child asleep in {seconds:.2f}s"
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    gate.main()

@@ -1,0 +1,180 @@
+"""A problem's tests, parsed once in the trusted process: `assert CALL == VALUE` becomes a call for the child and a value.
+
+The call expressions go to the sandboxed child as compiled code; the expected values stay here, whatever happens there.
+"""
+
+from __future__ import annotations
+
+import ast
+import marshal
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vgrout.env.server import is_plain_import
+from vgrout.types import Problem, UserError
+
+Kind = Literal["value", "list", "tree"]
+"""How the child encodes a call's result: plain data, a linked list, a binary tree."""
+
+PROBE_CALLS = 3
+"""How many of a problem's calls a channel run drives."""
+INSTANCE = "_instance"
+"""The name that stands for `Solution()` in the calls of the attribute probe."""
+_HELPERS: dict[str, tuple[Kind, str]] = {"is_same_list": ("list", "list_node"), "is_same_tree": ("tree", "tree_node")}
+_NAMES = {"inf": math.inf, "nan": math.nan}
+
+
+@dataclass(frozen=True)
+class Linked:
+    """An expected linked list (its values) or tree (its nodes in level order, [value] or None)."""
+
+    kind: Kind
+    items: list
+
+
+@dataclass(frozen=True)
+class Tests:
+    """A problem's tests: what the child gets (set-up, calls, as marshalled code) and what it never gets (expected)."""
+
+    problem_id: str
+    prelude: tuple[str, ...]
+    """The import statements that the set-up code begins with (of preloaded modules; the fork-server runs them once)."""
+    setup: bytes
+    """The rest of the set-up code."""
+    calls: tuple[tuple[bytes, Kind], ...]
+    expected: tuple[Any, ...]
+    """For a linked list its values; for a tree its nodes in level order, [value] or None for a gap."""
+    probe_calls: tuple[tuple[bytes, Kind], ...]
+    """The first calls, for the stdout and file probes."""
+    instance_calls: tuple[tuple[bytes, Kind], ...]
+    """The same with `Solution()` replaced by the name INSTANCE."""
+
+
+def parse_tests(problem: Problem) -> Tests:
+    """The tests of a problem. UserError names the assert that is neither `CALL == VALUE` nor a known helper form."""
+    calls, expected = [], []
+    for position, text in enumerate(problem.asserts):
+        try:
+            call, kind, value = _parse_assert(text)
+        except (ValueError, SyntaxError, RecursionError) as error:
+            raise UserError(
+                f"problem {problem.id}: gt_answer[{position}]: {error}; expected 'assert CALL == VALUE' with a literal "
+                f"VALUE, or is_same_list(CALL, list_node(VALUES)), or is_same_tree(CALL, tree_node(VALUES))"
+            ) from error
+        calls.append((call, kind))
+        expected.append(value)
+    try:
+        prelude, rest = _split_setup(problem.setup_code)
+        setup = marshal.dumps(compile(rest, "<setup>", "exec", dont_inherit=True))
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"problem {problem.id}: setup_code does not compile ({error}); correct the row") from error
+    first = calls[:PROBE_CALLS]
+    return Tests(
+        problem_id=problem.id,
+        prelude=prelude,
+        setup=setup,
+        calls=tuple((_code(call), kind) for call, kind in calls),
+        expected=tuple(expected),
+        probe_calls=tuple((_code(call), kind) for call, kind in first),
+        instance_calls=tuple((_code(_OnInstance().visit(call)), kind) for call, kind in first),
+    )
+
+
+def _parse_assert(text: str) -> tuple[ast.expr, Kind, Any]:
+    """(call expression, how its value is to be encoded, expected value)."""
+    body = ast.parse(text).body
+    if len(body) != 1 or not isinstance(body[0], ast.Assert):
+        raise ValueError("not one assert statement")
+    test = body[0].test
+    if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq):
+        return test.left, "value", literal(test.comparators[0])
+    if isinstance(test, ast.Call) and isinstance(test.func, ast.Name) and test.func.id in _HELPERS:
+        kind, maker = _HELPERS[test.func.id]
+        if len(test.args) == 2 and not test.keywords:
+            values = _node_values(test.args[1], maker)
+            return test.args[0], kind, Linked(kind, values if kind == "list" else level_order(values))
+    raise ValueError(f"cannot use {ast.unparse(test)[:60]!r}")
+
+
+def _node_values(node: ast.expr, maker: str) -> list:
+    if isinstance(node, ast.Constant) and node.value is None:
+        return []
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == maker and len(node.args) == 1:
+        values = literal(node.args[0])
+        if isinstance(values, list):
+            return values
+    raise ValueError(f"expected {maker}([...]), got {ast.unparse(node)[:60]!r}")
+
+
+def literal(node: ast.expr) -> Any:
+    """The value of a literal expression, with `inf`, `nan`, `float("...")`, `set()` and signs; ValueError otherwise."""
+    match node:
+        case ast.Constant(value=None | bool() | int() | float() | str()):
+            return node.value
+        case ast.Name(id=name) if name in _NAMES:
+            return _NAMES[name]
+        case ast.Attribute(value=ast.Name(id="math"), attr=name) if name in _NAMES:
+            return _NAMES[name]
+        case ast.Call(func=ast.Name(id="float"), args=[ast.Constant(value=str() | int() as value)], keywords=[]):
+            return float(value)
+        case ast.Call(func=ast.Name(id="set"), args=[], keywords=[]):
+            return set()
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
+            value = literal(operand)
+            if type(value) in (int, float):
+                return -value if isinstance(node.op, ast.USub) else value
+        case ast.List(elts=elements):
+            return [literal(element) for element in elements]
+        case ast.Tuple(elts=elements):
+            return tuple(literal(element) for element in elements)
+        case ast.Set(elts=elements):
+            return {literal(element) for element in elements}
+        case ast.Dict(keys=keys, values=values):
+            pairs = [(literal(key), literal(value)) for key, value in zip(keys, values, strict=True) if key is not None]
+            if len(pairs) == len(keys):
+                return dict(pairs)
+    raise ValueError(f"not a literal value: {ast.unparse(node)[:60]!r}")
+
+
+def level_order(values: list) -> list:
+    """The nodes of the tree that `tree_node(values)` builds, as the child encodes them: [value], or None for a gap.
+
+    `values` gives both children of each node in turn, gaps as None and no children for a gap; missing ends are gaps.
+    """
+    if not values:
+        return []
+    nodes: list = [[values[0]]]
+    rest = iter(values[1:])
+    at = 0
+    while at < len(nodes):
+        if nodes[at] is not None:
+            nodes += [None if (value := next(rest, None)) is None else [value] for _ in range(2)]
+        at += 1
+    while nodes and nodes[-1] is None:
+        nodes.pop()
+    return nodes
+
+
+def _split_setup(setup_code: str) -> tuple[tuple[str, ...], ast.Module]:
+    """The leading plain imports as statements, and the rest."""
+    tree = ast.parse(setup_code)
+    prelude = []
+    while tree.body and is_plain_import(statement := ast.unparse(tree.body[0])):
+        prelude.append(statement)
+        del tree.body[0]
+    return tuple(prelude), tree
+
+
+def _code(call: ast.expr) -> bytes:
+    return marshal.dumps(compile(ast.Expression(call), "<call>", "eval", dont_inherit=True))
+
+
+class _OnInstance(ast.NodeTransformer):
+    """Replaces `Solution()` by the name INSTANCE."""
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        if isinstance(node.func, ast.Name) and node.func.id == "Solution" and not node.args and not node.keywords:
+            return ast.copy_location(ast.Name(INSTANCE, ast.Load()), node)
+        self.generic_visit(node)
+        return node
