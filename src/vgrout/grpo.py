@@ -89,13 +89,14 @@ def token_logps(
     temperature: float,
     chunk: int,
 ) -> Float[Tensor, " n"]:
-    """`log softmax(hidden head^T / temperature)[target]` over the whole vocabulary, fp32, `chunk` tokens at a time.
+    """`log softmax(hidden head^T / temperature)[target]` over the whole vocabulary, at least fp32, `chunk` tokens at a time.
 
     Top-p or top-k sampling truncates the sampler's distribution; this is the untruncated one (recorded as such).
     """
 
     def logps(h: Tensor, y: Tensor) -> Tensor:
-        logits = F.linear(h, head).float() / temperature
+        logits = F.linear(h, head)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
         return logits.gather(1, y[:, None]).squeeze(1) - logits.logsumexp(1)
 
     pieces = list(zip(hidden.split(chunk), targets.split(chunk), strict=True))
