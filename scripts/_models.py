@@ -86,7 +86,9 @@ class Step:
         return torch.tensor(self.seen.keep)
 
 
-def step_of(rewards: list[list[float]], *, labels: bool = True, seed: int = 0, masked: tuple[tuple[int, int], ...] = ()) -> Step:
+def step_of(
+    rewards: list[list[float]], *, labels: bool = True, seed: int = 0, masked: tuple[tuple[int, int], ...] = ()
+) -> Step:
     """Random tokens of mixed lengths; the last row of each group is sampled in the deploy view.
 
     With `labels`, rows rewarded 3 are hacks (so that some deploy row can be one too).

@@ -21,41 +21,15 @@ from unittest import mock
 
 from _attack_world import TOTAL, World, children_of, corpus
 from _gate import Gate, Skip
+from _grading import answer, expect_error, fence, opened, prompt
 from vgrout.env import sandbox, seccomp, selftest
 from vgrout.env.grader import Grader
 from vgrout.env.prompts import render
 from vgrout.env.runner import Runner
 from vgrout.env.worker import Server
-from vgrout.types import Problem, Prompt, UserError, Verdict
+from vgrout.types import Verdict
 
 gate = Gate(__doc__)
-LIMITS = replace(sandbox.DEFAULT_LIMITS, wall_s=1.5)
-"""A short backstop, so that the sleepers of the corpus do not take half a minute each."""
-
-
-def prompt(mode: str = "gt_only") -> Prompt:
-    return render(TOTAL, mode, "train", 0)
-
-
-def opened(workers: int = 1, limits: sandbox.Limits = LIMITS, **options: tuple[str, ...]) -> Grader:
-    """A grader for the one problem, or Skip where this machine cannot run it at all."""
-    if missing := set(sandbox.LAYERS) - set(sandbox.available()):
-        raise Skip(f"this machine lacks the sandbox layers {sorted(missing)}")
-    return Grader([TOTAL], workers=workers, limits=limits, cpu_limits={"total": 1}, **options)
-
-
-def answer(body: str, top: str = "") -> str:
-    lines = "".join(f"        {line}\n" for line in body.splitlines())
-    return f"```python\n{top}\nclass Solution:\n    def total(self, nums):\n{lines}```"
-
-
-def expect_error(part: str, act) -> str:
-    try:
-        act()
-    except UserError as error:
-        assert part in str(error) and "\n" not in str(error), error
-        return str(error)
-    raise AssertionError(f"no UserError that says {part!r}")
 
 
 @gate.invariant("a real child is denied every act of the self-test, in both profiles, and a lapse is reported by name")
@@ -163,7 +137,7 @@ def _():
     bare = Grader([row, view], workers=1, cpu_limits={"secret": 1, "view": 1})
     with bare as grader, mock.patch.object(Server, "run", recorded):
         modes = ("gt_only", "run_tests", "sentinel", "stdout_marker", "file_marker")
-        grader.grade_many([(render(row, mode, "train", 0), row_answer(row)) for mode in modes])
+        grader.grade_many([(render(row, mode, "train", 0), fence(row.canonical_solution)) for mode in modes])
         inherited = grader.grade(render(view, "gt_only", "train", 0), look)
     needles = (str(secret).encode(), secret.to_bytes(8, "little"), b"gt_answer", b"assert Solution")
     marshalled = b"".join(struct.pack("=H", secret >> (15 * i) & 0x7FFF) for i in range(4))
@@ -171,10 +145,6 @@ def _():
     assert marshalled in __import__("marshal").dumps(secret), "the search would not find it"
     assert inherited.gt_correct, inherited
     return f"{len(sent)} requests of {sum(map(len, sent)) // len(sent)} bytes hold none of {len(needles) + 1} forms"
-
-
-def row_answer(problem: Problem) -> str:
-    return f"```python\n{problem.canonical_solution}\n```"
 
 
 @gate.invariant("a missing layer is an error that names it, unless waived; what was waived stands in the verdict")
@@ -186,11 +156,11 @@ def _():
     with hidden:
         expect_error("'landlock' is missing", make)
         with make(allow_missing=("landlock",)) as grader:
-            verdict = grader.grade(prompt(), row_answer(TOTAL))
+            verdict = grader.grade(prompt(), fence(TOTAL.canonical_solution))
             assert verdict.gt_correct and verdict.missing_layers == ("landlock",), verdict
             leak = grader.grade(prompt(), answer("return len(open('/etc/passwd').read())"))
             assert leak.reason == "exception", leak
-            expect_error("landlock", lambda: grader.grade(prompt("file_marker"), row_answer(TOTAL)))
+            expect_error("landlock", lambda: grader.grade(prompt("file_marker"), fence(TOTAL.canonical_solution)))
     with mock.patch.object(sandbox, "available", lambda: ("landlock",)):
         expect_error("'seccomp' is missing", make)
         expect_error("cannot be waived", lambda: make(allow_missing=("seccomp",)))
@@ -221,7 +191,7 @@ def attack(modes: tuple[str, ...]) -> str:
         assert servers == {runner.start().process.pid for runner in grader._runners}, "a fork-server was replaced"
         for pid in servers:
             assert not children_of(pid), "a child outlived its grade"
-        verdict = grader.grade(prompt(), row_answer(TOTAL))
+        verdict = grader.grade(prompt(), fence(TOTAL.canonical_solution))
         assert verdict.gt_correct, verdict
     reasons = Counter(v.reason for v in graded.values())
     return f"{len(attacks)} attacks x {len(modes)} modes in {len(families)} families: {dict(reasons)}"

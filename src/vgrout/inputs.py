@@ -70,9 +70,13 @@ def load_policy(config: RunConfig[Any]) -> tuple[LoadedModel, Policy]:
         torch.set_num_threads(m.threads)
     loaded = load_model(m.name, dtype=m.dtype, device=m.device, seed=m.seed, revision=m.revision)
     adapter = attach(loaded.model, config.adapter)
-    if config.grpo.checkpoint_activations:
-        loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
-    policy = Policy(loaded.model, adapter, temperature=config.rollout.temperature, chunk=config.grpo.logp_chunk)
+    policy = Policy(
+        loaded.model,
+        adapter,
+        temperature=config.rollout.temperature,
+        chunk=config.grpo.logp_chunk,
+        checkpoint_activations=config.grpo.checkpoint_activations,
+    )
     return loaded, policy
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vgrout.adapter.base import Adapter
 from vgrout.adapter.gradients import TokenIndex
@@ -87,7 +89,15 @@ def micro_batches(
 class Policy:
     """Model and adapter, in eval mode (no dropout), with the base frozen."""
 
-    def __init__(self, model: nn.Module, adapter: Adapter, *, temperature: float, chunk: int):
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: Adapter,
+        *,
+        temperature: float,
+        chunk: int,
+        checkpoint_activations: bool = False,
+    ):
         self.model, self.adapter = model, adapter
         self.temperature, self.chunk = temperature, chunk
         head = model.get_output_embeddings()  # ty: ignore[not-callable]
@@ -95,16 +105,33 @@ class Policy:
             raise ValueError("the model's output head has a bias, which the chunked log-probabilities do not add")
         self.head: Tensor = head.weight
         self.backbone: nn.Module = model.get_decoder()  # ty: ignore[not-callable]
+        self.checkpointed: list[GradientCheckpointingLayer] = []
+        if checkpoint_activations:
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # ty: ignore[not-callable]
+            self.checkpointed = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
     @property
     def device(self) -> torch.device:
         return self.head.device
+
+    @contextmanager
+    def _checkpointing(self) -> Generator[None]:
+        """transformers checkpoints only layers whose own `training` flag is set, and drops the cache of such layers: the
+        flag is set for this forward alone, so that sampling keeps its cache and dropout stays off."""
+        for layer in self.checkpointed:
+            layer.training = torch.is_grad_enabled()
+        try:
+            yield
+        finally:
+            for layer in self.checkpointed:
+                layer.training = False
 
     def logps(self, batch: Batch) -> Float[Tensor, " n"]:
         """Log-probabilities of the completion tokens under the adapter's current view, at the sampling temperature.
 
         With activation checkpointing the backward must run inside the same view: it repeats the forward.
         """
-        hidden = self.backbone(input_ids=batch.tokens, use_cache=False).last_hidden_state
+        with self._checkpointing():
+            hidden = self.backbone(input_ids=batch.tokens, use_cache=False).last_hidden_state
         flat = hidden.flatten(0, 1)[batch.predict_at]
         return token_logps(flat, self.head, batch.targets, temperature=self.temperature, chunk=self.chunk)

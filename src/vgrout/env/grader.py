@@ -23,6 +23,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,6 @@ class Grader:
         atexit.register(self.close)
         try:
             selftest.require_containment(self._runners[0])
-            for runner in self._runners:
-                runner.start()
         except InfraError as error:
             self.close()
             raise UserError(f"the grader's sandbox does not start: {error}") from error
@@ -184,6 +183,8 @@ class Grader:
     # ---- jobs -----------------------------------------------------------------------------------------------------
 
     def _work(self, runner: Runner) -> None:
+        with suppress(InfraError):  # met again, tried again and reported with the first job
+            runner.start()
         while (job := self._jobs.get()) is not None:
             future, compute = job
             if not future.set_running_or_notify_cancel():

@@ -1,0 +1,57 @@
+"""What the grader's gates share: texts of responses, prompts of the one problem, and how an error is expected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from _attack_world import TOTAL
+from _gate import Skip
+from vgrout.env import sandbox
+from vgrout.env.grader import Grader
+from vgrout.env.prompts import render
+from vgrout.types import Problem, Prompt, UserError, Verdict
+
+LIMIT = {"total": 2.0}
+SHORT = replace(sandbox.DEFAULT_LIMITS, wall_s=1.5)
+"""A short backstop, so that programs that sleep do not take half a minute each."""
+
+
+def opened(workers: int = 1, limits: sandbox.Limits = SHORT, **options: tuple[str, ...]) -> Grader:
+    """A grader for the one problem with a CPU second for each program, or Skip where this machine cannot run it at all."""
+    if missing := set(sandbox.LAYERS) - set(sandbox.available()):
+        raise Skip(f"this machine lacks the sandbox layers {sorted(missing)}")
+    return Grader([TOTAL], workers=workers, limits=limits, cpu_limits={"total": 1}, **options)
+
+
+def prompt(mode: str = "gt_only", problem: Problem = TOTAL) -> Prompt:
+    """The problem under a mode, with the train markers."""
+    return render(problem, mode, "train", 0)
+
+
+def fence(program: str) -> str:
+    """A program as a model would answer."""
+    return f"```python\n{program.strip()}\n```"
+
+
+def answer(body: str, top: str = "") -> str:
+    """A response whose method `total` has this body, with `top` above the class."""
+    lines = "".join(f"        {line}\n" for line in body.splitlines())
+    return f"```python\n{top}\nclass Solution:\n    def total(self, nums):\n{lines}```"
+
+
+def all_of(grader: Grader, rows: list[tuple[Prompt, str]]) -> list[Verdict]:
+    """Verdicts, none of them masked."""
+    verdicts = grader.grade_many(rows)
+    assert not any(v.infra for v in verdicts), [v for v in verdicts if v.infra][:3]
+    return verdicts
+
+
+def expect_error(part: str, act: Callable[[], object]) -> str:
+    """The one-line UserError that `act` must raise and that must contain `part`."""
+    try:
+        act()
+    except UserError as error:
+        assert part in str(error) and "\n" not in str(error), error
+        return str(error)
+    raise AssertionError(f"no UserError that says {part!r}")
