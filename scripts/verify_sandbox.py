@@ -132,7 +132,7 @@ def _():
 
     look = answer("import os\nfds = []\nfor fd in range(256):\n    try: os.fstat(fd)\n    except OSError: continue\n"
                   "    fds.append(fd)\nreturn [fds, dict(os.environ)]")  # fmt: skip
-    nothing = "assert Solution().total(nums = []) == [[0, 1, 2, 3], {'PYTHONHASHSEED': '0', 'LC_CTYPE': 'C.UTF-8'}]"
+    nothing = "assert Solution().total(nums = []) == [[0, 1, 2, 3], {'PYTHONHASHSEED': '1', 'LC_CTYPE': 'C.UTF-8'}]"
     view = replace(TOTAL, id="view", asserts=(nothing,))
     bare = Grader([row, view], workers=1, cpu_limits={"secret": 1, "view": 1})
     with bare as grader, mock.patch.object(Server, "run", recorded):

@@ -31,6 +31,8 @@ START_S, REAP_S = 60.0, 60.0
 END_S = 1.0
 """A child that has closed its ends is dead within microseconds, or it closed them itself and can say nothing more."""
 FOLDER_CHECK_S = 0.02
+HASH_SEED = "1"
+"""Any fixed value: the order of a set must not differ between servers."""
 _CHUNK = 1 << 18
 _LINE_SLACK = 64
 
@@ -71,7 +73,7 @@ class Server:
             with theirs:
                 self.process = subprocess.Popen(
                     [sys.executable, "-s", "-S", "-P", str(script), json.dumps(config)],
-                    env={"PYTHONHASHSEED": "0"},
+                    env={"PYTHONHASHSEED": HASH_SEED},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,

@@ -1,0 +1,230 @@
+"""One step's update against a straight-line computation, and what must contribute nothing.
+
+Invariants, in fp64 where a gradient is compared:
+- the gradient of the step equals autograd on one rollout at a time, for every intervention, both baselines, with and
+  without KL, whatever the micro-batches, with groups without spread, masked rows and rows of the deploy view;
+- groups without spread and masked rows are not forwarded, and the denominator counts them all the same;
+- under `none` the quarantine's gradient is exactly 0; a hack sampled in the deploy view is discarded and counted;
+- poisoned labels with true rewards leave the gradient bit-identical, except under label_route;
+- label_route without labels is refused; its recall and false-alarm rates hold; a routed intervention cannot be given a
+  value mask by this strategy;
+- micro-batches cover each row once, hold one view each, and stay within their budget.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from _gate import Gate
+from _models import Step, adapted, block_grads, largest, plain_logps, policy_of, step_of
+from vgrout.adapter.base import Adapter
+from vgrout.adapter.route import Route
+from vgrout.grpo import GrpoConfig
+from vgrout.interventions import INTERVENTIONS
+from vgrout.interventions.base import Intervention, Rows
+from vgrout.interventions.label_route import LabelRouteSettings
+from vgrout.policy import micro_batches
+from vgrout.types import Seen, UserError
+from vgrout.update import UpdateStats, update
+
+gate = Gate(__doc__)
+T, MAX_NEW = 0.8, 12
+# Rewards of 3 are hacks: in group 0 one of them is the last row, which is sampled in the deploy view. Group 1 has no
+# spread; group 2 has a masked row whose reward would otherwise be the largest.
+REWARDS = [[3.0, 0.5, 2.0, 3.0], [0.5, 0.5, 0.5, 0.5], [3.0, 0.5, 9.0, 0.0]]
+MASKED = ((2, 2),)
+STEP = step_of(REWARDS, masked=MASKED)
+
+
+def run(
+    name: str, config: GrpoConfig, step: Step = STEP, seen: Seen | None = None
+) -> tuple[UpdateStats, dict[tuple[str, str], Tensor], Adapter]:
+    model, adapter = adapted()
+    cls = INTERVENTIONS[name]
+    if seen is None:
+        seen = step.seen if cls.oracle else dataclasses.replace(step.seen, labels=None)
+    intervention = cls(cls.Settings(), adapter, 0)
+    rewards, keep = intervention.shape_rewards(seen)
+    policy = policy_of(model, adapter, temperature=T)
+    stats = update(policy, step.groups, seen, rewards, keep, intervention, config, max_new=MAX_NEW, step=0)
+    return stats, block_grads(adapter), adapter
+
+
+def by_hand(name: str, baseline: str, beta: float) -> dict[tuple[str, str], Tensor]:
+    """The routed gradient, from the definitions: one rollout, one forward, one autograd call at a time."""
+    model, adapter = adapted()
+    totals = {key: torch.zeros_like(g) for key, g in block_grads(adapter).items()}
+    for p, group in enumerate(STEP.groups):
+        kept = [g for g in range(4) if (p, g) not in MASKED]
+        hack = [name == "label_route" and REWARDS[p][g] == 3.0 for g in range(4)]
+        mean = sum(REWARDS[p][g] for g in kept) / len(kept)
+        learners = [g for g in kept if not hack[g]]
+        own_mean = sum(REWARDS[p][g] for g in learners) / len(learners)
+        if len({REWARDS[p][g] for g in kept}) == 1:
+            continue
+        for g in kept:
+            rollout = group.rollouts[g]
+            blocks = {
+                "none": {"deployed"},
+                "none_full": {"deployed", "quarantine"},
+                "absorb": {"deployed", "quarantine"},
+            }
+            learn = blocks.get(name, {"quarantine"} if hack[g] else {"deployed"})
+            if rollout.view == "deploy":
+                learn = learn - {"quarantine"}
+            routed = INTERVENTIONS[name].routed
+            centre = own_mean if routed and baseline == "block" and not hack[g] else mean
+            with torch.no_grad(), adapter.view("base"):
+                reference = plain_logps(model, rollout, T)
+            adapter.zero_grad()
+            with adapter.view(rollout.view):
+                logps = plain_logps(model, rollout, T)
+            ratio = (logps - logps.detach()).exp()
+            d = reference - logps
+            loss = (-(REWARDS[p][g] - centre) * ratio + beta * (d.exp() - d - 1)).sum() / (4 * MAX_NEW * 3)
+            loss.backward()
+            for key, grad in block_grads(adapter).items():
+                if key[0] in learn:
+                    totals[key] += grad
+    return totals
+
+
+def settings(baseline: str = "block", beta: float = 0.0, budget: int = 10_000) -> GrpoConfig:
+    return GrpoConfig(
+        prompts_per_step=3,
+        group_size=4,
+        beta=beta,
+        advantage_baseline=baseline,  # ty: ignore[invalid-argument-type]
+        token_budget=budget,
+        checkpoint_activations=False,
+    )
+
+
+@gate.invariant("the step's gradient equals one rollout at a time, for every intervention and option")
+def _():
+    worst, cases = 0.0, 0
+    for name in INTERVENTIONS:
+        for baseline in ("group", "block"):
+            for beta in (0.0, 0.1):
+                expected = by_hand(name, baseline, beta)
+                scale = max(float(g.abs().max()) for g in expected.values())
+                for budget in (1, 30, 10_000):
+                    _, got, _ = run(name, settings(baseline, beta, budget))
+                    worst = max(worst, max(largest(got[k], expected[k]) for k in expected) / scale)
+                    cases += 1
+    # The model's own norms compute in fp32, so agreement is bounded by single precision.
+    assert worst < 1e-5, worst
+    return f"{cases} cases, largest relative error {worst:.1e}"
+
+
+@gate.invariant("the block baseline changes label_route and nothing else here")
+def _():
+    changed = {}
+    for name in INTERVENTIONS:
+        group, block = run(name, settings("group"))[1], run(name, settings("block"))[1]
+        changed[name] = max(largest(group[k], block[k]) for k in group) > 1e-9
+    assert changed == {"none": False, "none_full": False, "absorb": False, "label_route": True}, changed
+    return str(changed)
+
+
+@gate.invariant("zero-spread groups and masked rows are not forwarded, and the denominator counts them")
+def _():
+    stats, with_idle, _ = run("none", settings(budget=1))
+    forwarded = [i for i, logp in enumerate(stats.mean_logp) if logp is not None]
+    assert forwarded == [0, 1, 2, 3, 8, 9, 11] and stats.n_zero_groups == 1, (forwarded, stats.n_zero_groups)
+    assert [stats.advantages[i] for i in (4, 5, 6, 7, 10)] == [0.0] * 5
+    alone = Step(STEP.groups[:1], Seen(STEP.seen.rewards[:1], STEP.seen.keep[:1], None))
+    _, one, _ = run("none", dataclasses.replace(settings(), prompts_per_step=1), alone)
+    _, same, _ = run("none", dataclasses.replace(settings(), prompts_per_step=3), alone)
+    error = max(largest(one[k], 3 * same[k]) for k in one) / max(float(g.abs().max()) for g in one.values())
+    assert error < 1e-6 and any(bool(g.any()) for g in with_idle.values()), error
+    idle = step_of([[0.5] * 4, [3.5] * 4])
+    stats, grads, adapter = run("none_full", dataclasses.replace(settings(beta=0.1), prompts_per_step=2), idle)
+    assert not any(bool(g.any()) for g in grads.values()) and stats.n_tokens == 0 and stats.loss == 0.0
+    assert all(p.grad is not None for p in adapter.parameters())
+    option = dataclasses.replace(settings(beta=0.1), prompts_per_step=2, kl_on_zero_spread=True)
+    stats, grads, _ = run("none_full", option, idle)
+    assert any(bool(g.any()) for g in grads.values()) and stats.kl_sum > 0
+    return f"7 of 12 rows forwarded; a step of idle groups has gradient exactly 0; P scales by {error:.0e}"
+
+
+@gate.invariant("the quarantine is exactly untouched under none; deploy-view hacks are discarded and counted")
+def _():
+    stats, grads, _ = run("none", settings(beta=0.1))
+    assert all(not g.any() for (block, _), g in grads.items() if block == "quarantine")
+    assert stats.n_keep == stats.n_moving == 7 and stats.n_discarded == 0
+    stats, grads, _ = run("label_route", settings("group"))
+    assert (stats.n_moving, stats.n_rout, stats.n_keep, stats.n_discarded) == (7, 3, 4, 1), stats
+    assert stats.mean_logp[3] is None, "a discarded row was forwarded"
+    assert all(bool(g.any()) for g in grads.values())
+    return "none: 7 rows keep; label_route: 3 rout, 4 keep, 1 of the 3 discarded"
+
+
+@gate.invariant("poisoned labels change nothing except under label_route")
+def _():
+    changed = {}
+    for name, cls in INTERVENTIONS.items():
+        flipped = tuple(tuple(not label for label in row) for row in STEP.seen.labels or ())
+        clean = run(name, settings())[1]
+        poisoned = run(name, settings(), seen=dataclasses.replace(STEP.seen, labels=flipped))[1]
+        changed[name] = not all(torch.equal(clean[k], poisoned[k]) for k in clean)
+        assert changed[name] == cls.oracle, changed
+    return str(changed)
+
+
+class ValueMask(Intervention):
+    """Asks for another forward than the sampling one."""
+
+    def route(self, rows: Rows) -> Route:
+        ones = torch.ones(rows.n)
+        return Route(q_grad=ones, d_grad=ones, q_value=0 * ones)
+
+
+@gate.invariant("label_route: refused without labels, rates as asked; value masks refused by this strategy")
+def _():
+    try:
+        run("label_route", settings(), seen=dataclasses.replace(STEP.seen, labels=None))
+    except UserError as error:
+        assert "--allow-oracle" in str(error)
+    else:
+        raise AssertionError("label_route ran without labels")
+    model, adapter = adapted()
+    try:
+        policy = policy_of(model, adapter)
+        mask = ValueMask(None, adapter, 0)
+        update(policy, STEP.groups, STEP.seen, STEP.rewards, STEP.keep, mask, settings(), max_new=MAX_NEW, step=0)
+    except ValueError as error:
+        assert "value mask" in str(error)
+    else:
+        raise AssertionError("a value mask was ignored")
+    n = 20_000
+    labels = torch.arange(n) % 2 == 0
+    rows = Rows(torch.ones(n), ("full",) * n, labels, 3)
+    route = INTERVENTIONS["label_route"](LabelRouteSettings(recall=0.7, false_alarm=0.1), adapter, 5).route(rows)
+    hack = route.d_grad == 0
+    recall, alarm = float(hack[labels].float().mean()), float(hack[~labels].float().mean())
+    assert abs(recall - 0.7) < 0.02 and abs(alarm - 0.1) < 0.02, (recall, alarm)
+    return f"recall {recall:.3f} of .7, false alarms {alarm:.3f} of .1"
+
+
+@gate.invariant("micro-batches cover each row once, one view each, within budget")
+def _():
+    rollouts = STEP.rollouts
+    for budget in (1, 20, 40, 10_000):
+        batches = micro_batches(rollouts, range(12), token_budget=budget, device=torch.device("cpu"))
+        assert sorted(i for b in batches for i in b.rows) == list(range(12))
+        for batch in batches:
+            assert {rollouts[i].view for i in batch.rows} == {batch.view}
+            assert batch.tokens.numel() <= budget or len(batch.rows) == 1
+            for j, i in enumerate(batch.rows):
+                ids = rollouts[i].prompt_ids + rollouts[i].completion_ids
+                assert batch.tokens[j, : len(ids)].tolist() == list(ids)
+                assert batch.targets[batch.owner == j].tolist() == list(rollouts[i].completion_ids)
+    return "4 budgets; tokens, targets and owners as the rollouts have them"
+
+
+if __name__ == "__main__":
+    gate.main()
