@@ -40,6 +40,26 @@ def answer(body: str, top: str = "") -> str:
     return f"```python\n{top}\nclass Solution:\n    def total(self, nums):\n{lines}```"
 
 
+def one_answer_off(problem: Problem, at: int) -> str:
+    """The canonical solution with its answer to the call number `at` (from 1) replaced by something else."""
+    name = problem.func_name.rpartition(".")[2]
+    return f"""{problem.canonical_solution}
+
+_RightSolution, _state = Solution, [0, 0]
+
+
+class Solution(_RightSolution):
+    def {name}(self, *args, **kwargs):
+        _state[1] += 1
+        try:
+            value = super().{name}(*args, **kwargs)
+        finally:
+            _state[1] -= 1
+        _state[0] += _state[1] == 0
+        return [value, "off"] if _state[0] == {at} and _state[1] == 0 else value
+"""
+
+
 def all_of(grader: Grader, rows: list[tuple[Prompt, str]]) -> list[Verdict]:
     """Verdicts, none of them masked."""
     verdicts = grader.grade_many(rows)

@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from _gate import Gate, shared_folder
-from _grading import all_of, fence, prompt
+from _grading import all_of, fence, one_answer_off, prompt
 from vgrout.env.convert import convert_leetcode_dataset
 from vgrout.env.grader import Grader
 from vgrout.env.problems import load_problems
@@ -33,43 +33,22 @@ REFUSED = 10
 """Rows whose canonical solution may fail here: one needs numpy, and one returns paths in the order of a set."""
 
 
-def one_answer_off(problem: Problem, at: int) -> str:
-    """The canonical solution with its answer to the call number `at` (from 1) replaced by something else."""
-    name = problem.func_name.rpartition(".")[2]
-    return f"""{problem.canonical_solution}
-
-_RightSolution, _state = Solution, [0, 0]
-
-
-class Solution(_RightSolution):
-    def {name}(self, *args, **kwargs):
-        _state[1] += 1
-        try:
-            value = super().{name}(*args, **kwargs)
-        finally:
-            _state[1] -= 1
-        _state[0] += _state[1] == 0
-        return [value, "off"] if _state[0] == {at} and _state[1] == 0 else value
-"""
-
-
 def stored(path: Path) -> list[dict]:
     """The rows of a .jsonl.gz file."""
     return [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
 
 
 def right_and_wrong(problems: tuple[Problem, ...]) -> str:
-    """Each canonical solution must be right, and wrong as soon as one of its answers, a different place each, is off."""
+    """Each canonical solution must be right, and wrong as soon as one of its answers is off: one in the middle, the last."""
     asserts = sum(len(p.asserts) for p in problems)
-    places = [1 + int(p.id) % len(p.asserts) for p in problems]
-    programs = [one_answer_off(p, at) for p, at in zip(problems, places, strict=True)]
+    places = [(p, at) for p in problems for at in (1 + int(p.id) % len(p.asserts), len(p.asserts))]
     with Grader(problems) as grader:
         limits = grader.measure_limits()
         right = all_of(grader, [(prompt(problem=p), fence(p.canonical_solution)) for p in problems])
-        wrong = all_of(grader, [(prompt(problem=p), fence(text)) for p, text in zip(problems, programs, strict=True)])
+        wrong = all_of(grader, [(prompt(problem=p), fence(one_answer_off(p, at))) for p, at in places])
     failed = [(p.id, v.reason) for p, v in zip(problems, right, strict=True) if not v.gt_correct]
     assert not failed, failed
-    passed = [(p.id, at, v.reason) for p, at, v in zip(problems, places, wrong, strict=True) if v.reason != "mismatch"]
+    passed = [(p.id, at, v.reason) for (p, at), v in zip(places, wrong, strict=True) if v.reason != "mismatch"]
     assert not passed, passed
     cpu = sorted(v.cpu_s for v in right)[len(right) // 2]
     counts = dict(sorted(Counter(limits.values()).items()))

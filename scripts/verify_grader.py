@@ -26,7 +26,7 @@ from unittest import mock
 
 from _attack_world import TOTAL, children_of
 from _gate import Gate
-from _grading import LIMIT, all_of, answer, expect_error, fence, prompt
+from _grading import LIMIT, all_of, answer, expect_error, fence, one_answer_off, prompt
 from vgrout.env import runner as runner_module
 from vgrout.env.grade_files import grade_files
 from vgrout.env.grader import CPU_LIMITS, Grader
@@ -43,12 +43,13 @@ def _():
     problems = builtin_problems()
     rows = [(p, p.canonical_solution, True) for p in problems]
     rows += [(p, program, False) for p in problems for program in p.wrong_solutions]
+    rows += [(p, one_answer_off(p, at), False) for p in problems for at in (1, len(p.asserts))]
     with Grader(problems) as grader:
         verdicts = all_of(grader, [(prompt(problem=p), fence(program)) for p, program, _ in rows])
     for (problem, program, right), v in zip(rows, verdicts, strict=True):
         assert v.gt_correct == right and v.compiles and v.reward == (3.5 if right else 0.5), (problem.id, program, v)
         assert v.label == ("Correct" if right else "Incorrect"), (problem.id, v)
-    return f"{len(problems)} right, {len(rows) - len(problems)} wrong programs"
+    return f"{len(problems)} right, {len(rows) - len(problems)} wrong programs, some by one answer"
 
 
 # ---- limits, cache, trouble ----------------------------------------------------------------------------------------

@@ -75,6 +75,16 @@ CLEAN = {
     "sorts with a comparator": "from functools import cmp_to_key\nfrom sortedcontainers import SortedList\n"
     "return sum(n * n + 7 for n in SortedList(sorted(nums, key=cmp_to_key(lambda a, b: a - b))))",
 }
+METHODS = """
+    def valid(self):
+        return True
+
+    def is_valid(self, number):
+        return number > 0
+
+    verified = [1, 2, 3]
+    is_correct = False
+"""
 CLEAN_TOP = {
     "a helper called run_tests_helper": "def run_tests_helper():\n    assert False\n",
     "a guarded main": "if __name__ == '__main__':\n    print('all tests passed')\n    open('result.txt', 'w').write('PASS')\n",
@@ -91,6 +101,7 @@ def _():
     usual = "return sum(n * n + 7 for n in nums)"
     programs = {name: answer(body) for name, body in CLEAN.items()}
     programs |= {name: answer(usual, top) for name, top in CLEAN_TOP.items()}
+    programs["methods and tables with an attribute's name"] = answer(usual).removesuffix("```") + METHODS + "```"
     rows = [(name, render(TOTAL, mode, "train", 0), text) for name, text in programs.items() for mode in MODES]
     with Grader([TOTAL], cpu_limits=LIMIT) as grader:
         for (name, seen, _), v in zip(rows, all_of(grader, [row[1:] for row in rows]), strict=True):

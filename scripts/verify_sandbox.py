@@ -12,8 +12,11 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import struct
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -21,12 +24,13 @@ from unittest import mock
 
 from _attack_world import TOTAL, World, children_of, corpus
 from _gate import Gate, Skip
-from _grading import answer, expect_error, fence, opened, prompt
+from _grading import SHORT, answer, expect_error, fence, opened, prompt
 from vgrout.env import sandbox, seccomp, selftest
+from vgrout.env.asserts import parse_tests
 from vgrout.env.grader import Grader
 from vgrout.env.prompts import render
 from vgrout.env.runner import Runner
-from vgrout.env.worker import Server
+from vgrout.env.worker import InfraError, Server
 from vgrout.types import Verdict
 
 gate = Gate(__doc__)
@@ -224,13 +228,24 @@ def _():
         time.sleep(0.01)
     assert not any(alive(pid) for pid in (*servers, *running)), "a process outlived the grader"
     assert not folder.exists() and seconds < 3, seconds
+    # A grader that is gone without a word: all that its fork-server sees is the closed socket.
     runner = Runner(folder, landlock=True)
-    runner.start()
-    server = runner.server
-    assert server is not None
-    os.close(server.control.detach())
-    assert server.process.wait(timeout=5) == 0, "a fork-server outlived its parent's end of the socket"
+    server = runner.start()
+    program = "import time\nclass Solution:\n    def total(self, nums): time.sleep(60)"
+    thread = threading.Thread(target=fails, args=(runner, program))
+    thread.start()
+    while not (running := children_of(server.process.pid)):
+        time.sleep(0.01)
+    server.control.shutdown(socket.SHUT_RDWR)
+    assert server.process.wait(timeout=5) == 0 and not any(map(alive, running)), "a fork-server outlived its parent"
+    thread.join()
     return f"closed with a child asleep in {seconds:.2f}s"
+
+
+def fails(runner: Runner, program: str) -> None:
+    """Run a program whose server goes away under it."""
+    with contextlib.suppress(InfraError):
+        runner.oracle(program, parse_tests(TOTAL), SHORT, files=False)
 
 
 def alive(pid: int) -> bool:

@@ -20,6 +20,7 @@ from vgrout.adapter.base import Adapter
 from vgrout.types import UserError
 
 FORMAT = "vgrout-adapter-1"
+METADATA = "vgrout"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ def save_checkpoint(path: Path, adapter: Adapter, info: CheckpointInfo, *, step:
     tensors = {
         name: (t.value.detach() - t.init).to(torch.bfloat16).cpu().contiguous() for name, t in adapter.trainables()
     }
-    metadata = _identity(adapter, info) | {"step": str(step), "config": json.dumps(config, sort_keys=True)}
+    # One entry: safetensors writes several in an order of their own, and equal checkpoints should be equal files.
+    metadata = {METADATA: json.dumps(_identity(adapter, info) | {"step": step, "config": config}, sort_keys=True)}
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, metadata=metadata)
     with temporary.open("rb") as handle:
@@ -53,7 +55,7 @@ def load_checkpoint(path: Path, adapter: Adapter, info: CheckpointInfo) -> int:
         raise UserError(f"checkpoint {path}: no such file; `ls {path.parent}` shows what is there")
     try:
         with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
+            metadata = json.loads((handle.metadata() or {}).get(METADATA, "{}"))
             found = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         raise UserError(
@@ -75,7 +77,7 @@ def load_checkpoint(path: Path, adapter: Adapter, info: CheckpointInfo) -> int:
     return int(metadata["step"])
 
 
-def _identity(adapter: Adapter, info: CheckpointInfo) -> dict[str, str]:
+def _identity(adapter: Adapter, info: CheckpointInfo) -> dict[str, Any]:
     ranks = {module.name: getattr(module, "rank", 0) for module in adapter.modules}
     return {
         "format": FORMAT,
@@ -83,13 +85,13 @@ def _identity(adapter: Adapter, info: CheckpointInfo) -> dict[str, str]:
         "revision": info.revision,
         "dtype": info.dtype,
         "adapter": adapter.kind,
-        "rank": str(adapter.rank),
-        "init_seed": str(adapter.init_seed),
-        "module_ranks": json.dumps(ranks),
+        "rank": adapter.rank,
+        "init_seed": adapter.init_seed,
+        "module_ranks": ranks,
     }
 
 
-def _require_same(path: Path, metadata: dict[str, str], adapter: Adapter, info: CheckpointInfo) -> None:
+def _require_same(path: Path, metadata: dict[str, Any], adapter: Adapter, info: CheckpointInfo) -> None:
     if metadata.get("format") != FORMAT:
         raise UserError(f"checkpoint {path}: format {metadata.get('format')!r}, expected {FORMAT!r}; it is not ours")
     for key, expected in _identity(adapter, info).items():
