@@ -12,6 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import _gate  # noqa: F401 - switches the type checks on before the package is imported
 from vgrout.types import Problem
 
 REPOSITORY = Path(__file__).parents[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -21,7 +22,18 @@ def opened(workers: int = 1, limits: sandbox.Limits = SHORT, **options: tuple[st
     """A grader for the one problem with a CPU second for each program, or Skip where this machine cannot run it at all."""
     if missing := set(sandbox.LAYERS) - set(sandbox.available()):
         raise Skip(f"this machine lacks the sandbox layers {sorted(missing)}")
-    return Grader([TOTAL], workers=workers, limits=limits, cpu_limits={"total": 1}, **options)
+    return Grader([TOTAL], workers=workers, limits=limits, cpu_limits={"total": 1.0}, **options)
+
+
+def servers_of(grader: Grader) -> list[int]:
+    """Process ids of the grader's fork-servers, once each worker has started its own."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        servers = [runner.server for runner in grader._runners]
+        if all(servers):
+            return [server.process.pid for server in servers if server is not None]
+        time.sleep(0.01)
+    raise AssertionError("a worker has no fork-server")
 
 
 def prompt(mode: str = "gt_only", problem: Problem = TOTAL) -> Prompt:

@@ -26,7 +26,7 @@ from unittest import mock
 
 from _attack_world import TOTAL, children_of
 from _gate import Gate
-from _grading import LIMIT, all_of, answer, expect_error, fence, one_answer_off, prompt
+from _grading import LIMIT, all_of, answer, expect_error, fence, one_answer_off, prompt, servers_of
 from vgrout.env import runner as runner_module
 from vgrout.env.grade_files import grade_files
 from vgrout.env.grader import CPU_LIMITS, Grader
@@ -102,7 +102,7 @@ def _():
 def _():
     slow = "import time\nif nums == [3, 4]: time.sleep(0.4)\nreturn sum(n * n + 7 for n in nums)"
     with Grader([TOTAL], workers=1, cpu_limits=LIMIT) as grader, mock.patch.object(runner_module, "RETRY_S", 0.01):
-        server = grader._runners[0].start()
+        old = servers_of(grader)
 
         def during(act) -> Verdict:
             timer = threading.Timer(0.2, act)
@@ -111,10 +111,10 @@ def _():
             timer.join()
             return verdict
 
-        killed_server = during(lambda: server.process.kill())
+        killed_server = during(lambda: os.kill(old[0], signal.SIGKILL))
         assert killed_server.gt_correct and not killed_server.infra, killed_server
-        fresh = grader._runners[0].start().process.pid
-        assert fresh != server.process.pid
+        (fresh,) = servers_of(grader)
+        assert fresh != old[0]
         killed_child = during(lambda: [os.kill(pid, signal.SIGKILL) for pid in children_of(fresh)])
         assert killed_child.gt_correct and not killed_child.infra, killed_child
         text = fence(TOTAL.canonical_solution)

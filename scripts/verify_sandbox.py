@@ -24,7 +24,7 @@ from unittest import mock
 
 from _attack_world import TOTAL, World, children_of, corpus
 from _gate import Gate, Skip
-from _grading import SHORT, answer, expect_error, fence, opened, prompt
+from _grading import answer, expect_error, fence, opened, prompt, servers_of
 from vgrout.env import sandbox, seccomp, selftest
 from vgrout.env.asserts import parse_tests
 from vgrout.env.grader import Grader
@@ -138,7 +138,7 @@ def _():
                   "    fds.append(fd)\nreturn [fds, dict(os.environ)]")  # fmt: skip
     nothing = "assert Solution().total(nums = []) == [[0, 1, 2, 3], {'PYTHONHASHSEED': '1', 'LC_CTYPE': 'C.UTF-8'}]"
     view = replace(TOTAL, id="view", asserts=(nothing,))
-    bare = Grader([row, view], workers=1, cpu_limits={"secret": 1, "view": 1})
+    bare = Grader([row, view], workers=1, cpu_limits={"secret": 1.0, "view": 1.0})
     with bare as grader, mock.patch.object(Server, "run", recorded):
         modes = ("gt_only", "run_tests", "sentinel", "stdout_marker", "file_marker")
         grader.grade_many([(render(row, mode, "train", 0), fence(row.canonical_solution)) for mode in modes])
@@ -156,7 +156,7 @@ def _():
     hidden = mock.patch.object(sandbox, "available", lambda: ("seccomp",))
     if "landlock" not in sandbox.available():
         raise Skip("this machine has no Landlock to hide")
-    make = lambda **options: Grader([TOTAL], workers=1, cpu_limits={"total": 1}, **options)  # noqa: E731
+    make = lambda **options: Grader([TOTAL], workers=1, cpu_limits={"total": 1.0}, **options)  # noqa: E731
     with hidden:
         expect_error("'landlock' is missing", make)
         with make(allow_missing=("landlock",)) as grader:
@@ -182,7 +182,7 @@ def attack(modes: tuple[str, ...]) -> str:
         attacks = corpus(world.values())
         families = Counter(attack.family for attack in attacks)
         assert len(attacks) >= 60 and len(families) >= 9, families
-        servers = {runner.start().process.pid for runner in grader._runners}
+        servers = servers_of(grader)
         graded: dict[tuple[str, str], Verdict] = {}
         for mode in modes:
             verdicts = grader.grade_many([(prompt(mode), attack.response) for attack in attacks])
@@ -192,7 +192,7 @@ def attack(modes: tuple[str, ...]) -> str:
         forged = {key: v for key, v in graded.items() if v.channel and key != ("printed verdicts", "stdout_marker")}
         wrong = {key: v for key, v in graded.items() if v.gt_correct or v.infra} | forged
         assert not wrong, wrong
-        assert servers == {runner.start().process.pid for runner in grader._runners}, "a fork-server was replaced"
+        assert servers == servers_of(grader), "a fork-server was replaced"
         for pid in servers:
             assert not children_of(pid), "a child outlived its grade"
         verdict = grader.grade(prompt(), fence(TOTAL.canonical_solution))
@@ -214,7 +214,7 @@ def _():
 @gate.invariant("nothing outlives its grade, and nothing outlives the grader")
 def _():
     grader = opened(workers=2)
-    servers = [runner.start().process.pid for runner in grader._runners]
+    servers = servers_of(grader)
     folder = grader._folder
     grader.submit("slow", prompt(), answer("import time\ntime.sleep(60)"))
     time.sleep(0.3)
@@ -245,7 +245,7 @@ def _():
 def fails(runner: Runner, program: str) -> None:
     """Run a program whose server goes away under it."""
     with contextlib.suppress(InfraError):
-        runner.oracle(program, parse_tests(TOTAL), SHORT, files=False)
+        runner.oracle(program, parse_tests(TOTAL), sandbox.DEFAULT_LIMITS, files=False)
 
 
 def alive(pid: int) -> bool:

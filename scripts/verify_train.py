@@ -198,7 +198,7 @@ class Poisoned:
 
 
 def trained_hash(intervention: str, *, poison: bool) -> str:
-    with session_of(smoke(intervention)) as session:
+    with session_of(smoke(intervention, steps=3)) as session:
         if poison:
             session.grader = Poisoned(session.grader)  # ty: ignore[invalid-assignment]
         loop(session)

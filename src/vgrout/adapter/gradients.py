@@ -15,6 +15,7 @@ from torch import Tensor
 from vgrout.adapter.base import AdaptedLinear
 from vgrout.adapter.lora2r import Lora2rLinear
 from vgrout.adapter.route import BLOCKS
+from vgrout.types import View
 
 
 class TokenIndex:
@@ -76,17 +77,23 @@ class PerRollout:
     def __init__(self, index: TokenIndex):
         self.index = index
         self.kept: dict[str, tuple[Lora2rLinear, Tensor, Tensor]] = {}
+        self._views: dict[str, View] = {}
 
     def collect(self, module: AdaptedLinear, x: Tensor, h: Tensor, grad_h: Tensor, grad_y: Tensor) -> None:
         """Implements `Recorder` for lora2r."""
         assert isinstance(module, Lora2rLinear)
         dA, dB = self.index.segment_outer(grad_h, x), self.index.segment_outer(grad_y, h)
         self.kept[module.name] = (module, dA, dB)
+        self._views[module.name] = module.state.view
 
+    @torch.no_grad()
     def c_probe(self) -> dict[str, Float[Tensor, "n k"]]:
-        """Per module, dL_i/dc for a virtual diagonal c = 1 between A and B: diag(B^T dB_i), without the diagonal."""
+        """Per module, dL_i/dc for a virtual diagonal c = 1 between A and B: diag(B^T dB_i), without the diagonal.
+
+        B is that of the view that the backward ran in, wherever this is called from.
+        """
         return {
-            name: einsum(module.factors(module.state.view)[1].to(dB.dtype), dB, "o k, n o k -> n k")
+            name: einsum(module.factors(self._views[name])[1].to(dB.dtype), dB, "o k, n o k -> n k")
             for name, (module, _, dB) in self.kept.items()
         }
 

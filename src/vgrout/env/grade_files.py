@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import Any, get_args
 
 from vgrout.env.files import written_atomically
 from vgrout.env.grader import Grader
@@ -70,7 +70,7 @@ def grade_files(
     ):
         grader.measure_limits()
         for done, (identity, verdict) in enumerate(_verdicts(grader, response_rows(responses, problems.keys())), 1):
-            _write_row(lines, identity, verdict)
+            lines.write(json.dumps({"id": identity} | asdict(verdict)).encode() + b"\n")
             tally.update(
                 {"correct": verdict.gt_correct, "exploited": verdict.exploited, "infra": verdict.infra}
                 | ({} if verdict.infra else {verdict.label: 1})
@@ -122,10 +122,6 @@ def _verdicts(grader: Grader, rows: Iterator[tuple[int | str, Prompt, str]]) -> 
             yield waiting[0], grader.collect([str(waiting.popleft())])[0]
     while waiting:
         yield waiting[0], grader.collect([str(waiting.popleft())])[0]
-
-
-def _write_row(lines: BinaryIO | gzip.GzipFile, identity: int | str, verdict: Verdict) -> None:
-    lines.write(json.dumps({"id": identity} | asdict(verdict)).encode() + b"\n")
 
 
 def _field(path: Path, number: int, row: dict[str, Any], name: str, kinds: tuple[type, ...], expected: str) -> Any:

@@ -74,7 +74,9 @@ class Runner:
             self.server = None
 
     def start(self) -> Server:
-        """The running server, started anew where there is none."""
+        """The running server, started anew where there is none. Only one thread may use a runner."""
+        if self.stopped:
+            raise InfraError("the grader is being closed")
         if self.server is None:
             self.server = Server(landlock=self.landlock)
         return self.server
