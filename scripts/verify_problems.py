@@ -11,12 +11,14 @@ Invariants:
 - the benchmark's 119 test problems load with all their 12,592 asserts
 - LeetCodeDataset converts, loads again, and shares no problem with the 119
 - rows that cannot be converted are refused with a reason, and a conversion that fails leaves no file behind
+- a file is whole or not there: a failure in the middle of writing keeps the old file and leaves no temporary
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -28,6 +30,7 @@ from typing import Any
 from _gate import Gate, shared_folder
 from make_builtin import FURTHER_CASES, OUT, authored, built
 from vgrout.env.convert import convert_leetcode_dataset
+from vgrout.env.files import written_atomically
 from vgrout.env.problems import assert_disjoint, builtin_problems, builtin_split, load_problems, read_rows
 from vgrout.types import UserError
 
@@ -195,9 +198,9 @@ def _():
 def _():
     modules = ("problems", "modes", "prompts", "partition", "draw", "convert", "demonstrations")
     code = f"import sys, {', '.join('vgrout.env.' + m for m in modules)}; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], env={}, capture_output=True, text=True, check=True
-    ).stdout.split()
+    plain = {name: value for name, value in os.environ.items() if name != "VGROUT_TYPECHECK"}  # the checks import more
+    run = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True, check=True)
+    loaded = run.stdout.split()
     heavy = {"torch", "numpy", "pandas", "transformers", "jaxtyping"} & set(loaded)
     assert not heavy and "vgrout.env.draw" in loaded, heavy
     return f"{len(loaded)} modules loaded"
@@ -289,6 +292,26 @@ def _():
         assert "no such file" in refusal(lambda: convert_leetcode_dataset(Path(folder) / "gone.jsonl", out))
         assert sorted(p.name for p in Path(folder).iterdir()) == sorted([*files, "bad.jsonl", "hopeless.jsonl"])
     return f"{report.converted} of {len(rows)} converted, {len(report.refused)} refused with reasons"
+
+
+@gate.invariant("a file is whole or not there: a failure in the middle of writing keeps the old one and leaves nothing")
+def _():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kept.jsonl"
+        path.write_bytes(b"old")
+        for failure in (KeyboardInterrupt, OSError):
+            try:
+                with written_atomically(path) as file:
+                    file.write(b"half of the n")
+                    assert path.read_bytes() == b"old", "the old file is touched before the new one is whole"
+                    raise failure
+            except failure:
+                pass
+            assert path.read_bytes() == b"old" and list(Path(folder).iterdir()) == [path]
+        with written_atomically(path) as file:
+            file.write(b"new")
+        assert path.read_bytes() == b"new" and list(Path(folder).iterdir()) == [path]
+    return "2 kinds of failure"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 import tempfile
@@ -98,6 +99,9 @@ def _():
         turns = (("system", PLAIN_PHRASE), ("user", f"x {PLAIN_PHRASE} " * count + "y"))
         message = refusal(lambda turns=turns: render(replace(problem, messages=turns), "gt_only", "train", 0))
         assert problem.id in message and f"{count} times" in message and PLAIN_PHRASE in message, message
+    turns = (("system", PLAIN_PHRASE), ("user", f"x {PLAIN_PHRASE} y"))
+    prompt = render(replace(problem, messages=turns), "run_tests", "train", 0)
+    assert prompt.messages[0] == turns[0] and prompt.messages[1][1].endswith("run_tests() y"), "the system turn changed"
     message = refusal(lambda: render(problem, "sentinels", "train", 0))
     assert "'sentinels'" in message and all(name in message for name in MODES)
     return "0, 2 and 3 slots; 1 unknown mode"
@@ -135,7 +139,10 @@ def _():
     code = f"from vgrout.env.modes import marker_for; print([marker_for(*k) for k in {keys!r}])"
     for hash_seed in ("1", "2"):
         run = subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": hash_seed}, capture_output=True, check=True
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            check=True,
         )
         assert ast.literal_eval(run.stdout.decode()) == here, "another process draws other markers"
     worst = 0.0

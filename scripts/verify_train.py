@@ -50,6 +50,7 @@ TIMINGS = ("seconds_",)
 
 def smoke(intervention: str, **changes: Any) -> RunConfig[Any]:
     config = preset("smoke", intervention)
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, problems=4))
     return dataclasses.replace(
         config, out=Path(ROOT.name), allow_oracle=config.intervention == "label_route", **changes
     )
