@@ -23,7 +23,9 @@ def written_atomically(path: str | Path) -> Generator[BinaryIO]:
     try:
         file = temporary.open("xb")
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; name an existing folder that you may write to") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; name an existing folder that you may write to"
+        ) from error
     try:
         with file:
             yield file
