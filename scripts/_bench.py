@@ -67,7 +67,8 @@ def make_work(
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, index: int, length: int) -> Prompt:
     """A window of the shipped text whose rendered form has the wanted length."""
-    ids: list[int] = tokenizer("\n".join(shipped_texts()), add_special_tokens=False)["input_ids"]  # ty: ignore[invalid-assignment]
+    text = "\n".join(shipped_texts())
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     for start in range(index * length, len(ids) - length):
         for end in range(start + length, start + length // 2, -1):
             messages = (("user", str(tokenizer.decode(ids[start:end]))),)
@@ -150,8 +151,9 @@ class PlainFloor:
     def __init__(self, work: Work, *, shared_prefix: bool):
         self.work = work
         # The package's init, so that both systems hold the same adapter.
-        inits = [(m.A0, m.B0) for m in attach(copy.deepcopy(work.model), AdapterConfig(rank=RANK)).modules]
-        self.floor = Floor(copy.deepcopy(work.model), inits, work.settings, shared_prefix=shared_prefix)
+        inits = [t.init for _, t in attach(copy.deepcopy(work.model), AdapterConfig(rank=RANK)).trainables()]
+        pairs = list(zip(inits[::2], inits[1::2], strict=True))
+        self.floor = Floor(copy.deepcopy(work.model), pairs, work.settings, shared_prefix=shared_prefix)
         ids = [render_prompt(work.tokenizer, p.messages) for p in work.prompts]
         self.prompts = torch.tensor(ids, device=work.model.device)
         self.completions = self.prompts[:0]

@@ -25,9 +25,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from loguru import logger
+
 os.environ.setdefault("VGROUT_TYPECHECK", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+# Runs log their tables too; a gate's output is its invariants.
+logger.remove()
+logger.add(sys.stderr, level="WARNING")
 
 
 class Skip(Exception):

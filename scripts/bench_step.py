@@ -65,7 +65,7 @@ def interleaved(systems: dict[str, System], rounds: int, device: str) -> Times:
         shift = turn % len(names)
         order = names[shift:] + names[:shift]
         seconds = {name: one_step(systems[name], turn, device) for name in order}
-        times.append(seconds)
+        times.append({name: seconds[name] for name in names})
         shown = ", ".join(f"{name} {seconds[name]['step']:.2f}" for name in names)
         print(f"round {turn}{' (dropped)' if turn == 0 else ''}: {shown}", flush=True)
     return times[1:]

@@ -1,7 +1,7 @@
 """Draws docs/first_run.png: one demo run of each intervention, read from run folders only.
 
-    python scripts/make_first_run_figure.py            # trains the four runs (about 1 minute each) and draws
-    python scripts/make_first_run_figure.py RUN ...    # draws these run folders
+python scripts/make_first_run_figure.py            # trains the four runs (about 1 minute each) and draws
+python scripts/make_first_run_figure.py RUN ...    # draws these run folders
 """
 
 from __future__ import annotations

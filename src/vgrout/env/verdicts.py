@@ -22,7 +22,9 @@ class Verdicts:
         self.by_id = dict(by_id)
         wanted = {r.id for group in self.groups for r in group.rollouts}
         if wanted != self.by_id.keys():
-            raise ValueError(f"verdicts are for other rollouts than the groups': {sorted(wanted ^ self.by_id.keys())[:5]}")
+            raise ValueError(
+                f"verdicts are for other rollouts than the groups': {sorted(wanted ^ self.by_id.keys())[:5]}"
+            )
 
     def visible_to(self, intervention: object, *, allow_oracle: bool) -> Seen:
         """Rewards and mask; labels too for a listed upper bound under `allow_oracle`."""
