@@ -184,7 +184,7 @@ def _():
         else:
             raise AssertionError(f"accepted a model with {says}")
     inits = [attach(qwen3(), AdapterConfig(rank=3, init_seed=s)).modules[0] for s in (0, 0, 1)]
-    same, again, other = (m.A0 for m in inits)  # ty: ignore[unresolved-attribute]
+    same, again, other = (m.A0 for m in inits)
     assert torch.equal(same, again) and not torch.equal(same, other)  # ty: ignore[invalid-argument-type]
     variance = torch.cat([(m.A0 * m.A0.shape[1] ** 0.5).flatten() for m in lora(adapter)]).var()
     assert abs(float(variance) - 1) < 0.1, variance

@@ -111,7 +111,7 @@ def _():
         def with_diagonal(x: Tensor, module: Lora2rLinear = module, c: Tensor = c) -> Tensor:
             return F.linear(x, module.weight) + F.linear(F.linear(x, module.A) * c[: len(x), None], module.B)
 
-        module.forward = with_diagonal  # ty: ignore[invalid-assignment]
+        module.forward = with_diagonal
         loss = loss_of(model, torch.arange(3))
         (expected,) = torch.autograd.grad(loss, c)
         with torch.no_grad():
@@ -144,8 +144,8 @@ def _():
         for view, learns in (("full", in_full), ("deploy", LEARNS_IN_DEPLOY[label])):
             expected = plain(model, adapter, None, view)
             adapter.zero_grad()
-            weights = route.block_weights([view] * 3)  # ty: ignore[invalid-argument-type]
-            with adapter.view(view), adapter.recording(BlockSums(index(), weights)):  # ty: ignore[invalid-argument-type]
+            weights = route.block_weights([view] * 3)
+            with adapter.view(view), adapter.recording(BlockSums(index(), weights)):
                 loss_of(model, torch.arange(3)).backward()
             for (block, name), got in block_grads(adapter).items():
                 if block in learns:
