@@ -116,9 +116,27 @@ def _():
     refused("train", "smoke", "--env.modes", "run_test", says=("run_test", "run_tests"))
     refused("train", "smoke", "--model.name", "/nowhere/model", says=("/nowhere/model", "folder"))
     refused("train", "smoke", "--model.device", "tpu", says=("tpu", "cpu"))
+    values = {
+        "--steps": "-1",
+        "--grpo.group-size": "1",
+        "--grpo.token-budget": "0",
+        "--grpo.beta": "-1",
+        "--grpo.logp-chunk": "0",
+        "--env.workers": "0",
+        "--rollout.temperature": "0",
+        "--rollout.max-rows": "0",
+        "--rollout.mix-ratio": "2",
+        "--rollout.teacher-modes": "foo",
+        "--adapter.rank": "0",
+        "--eval.problems": "0",
+        "--optim.lr": "-1",
+        "--name": "a/b",
+    }
+    for option, value in values.items():
+        refused("train", "smoke", option, value, says=(value.split("/")[0],))
     code, out, err = run("train", "smoke", "--seeed", "1")
     assert code == 2 and "seeed" in out + err and "Traceback" not in err, (out, err)
-    return "7 unknown names"
+    return f"7 unknown names, {len(values)} values out of range"
 
 
 @gate.invariant("upper bound, model without targets, unwritable folder, overlap, long prompts, uncovered pool")
@@ -135,6 +153,17 @@ def _():
     pool.write_text(json.dumps({"problem_id": "elsewhere", "mode": "sentinel", "response": "x"}) + "\n")
     refused("train", "smoke", "--rollout.pool", str(pool), says=("teacher pool", "no row"))
     return "6 mistakes"
+
+
+@gate.invariant("a run in which nothing earns a reward says so in one line, and its folder says failed")
+def _():
+    out = FOLDER / "idle"
+    code, _, err = run("train", "smoke", "--rollout.mix-ratio", "0", "--steps", "2", "--out", str(out))
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and "has not moved" in line and "--rollout.mix-ratio" in line and "Traceback" not in err, err
+    (folder,) = (out / "runs").iterdir()
+    assert json.loads((folder / "status.json").read_text())["state"] == "failed"
+    return line.removeprefix("error: ")[:60]
 
 
 @functools.cache

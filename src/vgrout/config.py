@@ -15,7 +15,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
 import tyro
 
 from vgrout.adapter import AdapterConfig
-from vgrout.env.modes import LOOPHOLES
+from vgrout.env.modes import LOOPHOLES, mode_named
 from vgrout.grpo import GrpoConfig
 from vgrout.interventions import intervention_class
 from vgrout.optim import OptimConfig
@@ -57,6 +57,12 @@ class EnvConfig:
     sandbox_allow_missing: tuple[str, ...] = ()
     """Sandbox layers that this machine may lack; each is named in every verdict."""
 
+    def __post_init__(self) -> None:
+        if (self.workers is not None and self.workers < 1) or self.max_prompt_tokens < 1:
+            raise UserError(
+                f"env: workers {self.workers} and max_prompt_tokens {self.max_prompt_tokens} must be at least 1"
+            )
+
 
 @dataclass(frozen=True)
 class RolloutConfig:
@@ -82,6 +88,14 @@ class RolloutConfig:
     """Modes that get teacher rows; none: all of them."""
     max_rows: int | None = None
     """Rows decoded together at most; none: all rows of a view."""
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise UserError(f"--rollout.temperature {self.temperature}: training samples need a positive temperature")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise UserError(f"--rollout.max_rows {self.max_rows}: expected at least 1, or none")
+        for mode in self.teacher_modes or ():
+            mode_named(mode)
 
 
 @dataclass(frozen=True)
@@ -146,10 +160,6 @@ class RunConfig(Generic[Settings]):
         intervention_class(self.intervention)
         if self.steps < 1 or self.checkpoint_every < 1:
             raise UserError(f"steps {self.steps} and checkpoint_every {self.checkpoint_every} must be at least 1")
-        if self.rollout.temperature <= 0:
-            raise UserError(
-                f"--rollout.temperature {self.rollout.temperature}: training samples need a positive temperature"
-            )
 
     def require_oracle_permission(self) -> None:
         """Refuses an upper bound that was not asked for by name and by flag."""
@@ -270,13 +280,7 @@ _BENCHMARK: dict[str, Any] = {
     "eval_problems": "data/leetcode_test_medhard.jsonl",
 }
 
-PRESETS: dict[str, Callable[..., RunConfig[Any]]] = {
-    "smoke": smoke,
-    "demo": demo,
-    "lite": lite,
-    "fast": fast,
-    "full": full,
-}
+PRESETS: dict[str, Callable[..., RunConfig[Any]]] = {f.__name__: f for f in (smoke, demo, lite, fast, full)}
 
 
 def preset(name: str, intervention: str) -> RunConfig[Any]:

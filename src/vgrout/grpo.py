@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from vgrout.types import UserError
+
 ZERO_SPREAD = 1e-6
 """A group whose kept rewards differ by no more than this teaches nothing: its advantages are exactly 0."""
 
@@ -45,6 +47,19 @@ class GrpoConfig:
     """Completion tokens whose logits exist at one time."""
     checkpoint_activations: bool = True
     """Recompute each layer's activations in the backward (needed above smoke size)."""
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("prompts_per_step", self.prompts_per_step >= 1, "at least 1"),
+            ("group_size", self.group_size >= 2, "at least 2: a group of one has no spread and teaches nothing"),
+            ("clip", self.clip > 0, "above 0"),
+            ("beta", self.beta >= 0, "0 (no KL) or above"),
+            ("token_budget", self.token_budget >= 1, "at least 1"),
+            ("logp_chunk", self.logp_chunk >= 1, "at least 1"),
+        )
+        for name, holds, expected in checks:
+            if not holds:
+                raise UserError(f"--grpo.{name} {getattr(self, name)}: expected {expected}")
 
 
 def advantage(

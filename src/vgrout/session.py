@@ -38,7 +38,7 @@ from vgrout.run.console import say
 from vgrout.run.disk import require_writable
 from vgrout.run.folder import RunFolder
 from vgrout.run.table import StepTable, summary_table
-from vgrout.types import Group, Prompt, Rollout, StepRow, Verdict, View
+from vgrout.types import Group, Prompt, Rollout, StepRow, UserError, Verdict, View
 
 VIEWS: tuple[View, ...] = ("base", "full", "deploy")
 
@@ -97,12 +97,14 @@ class Session:
         """The blocks that this intervention trains have moved, the others are exactly at their init."""
         for block in ("deployed", "quarantine"):
             moved = self.policy.adapter.block_norm(block, "moved")
-            expected = block in self.intervention.moves
-            if expected != (moved > 0):
-                raise RuntimeError(
-                    f"after {self.config.steps} steps the {block} block has moved by {moved:.3g}, but under "
-                    f"{self.config.intervention} it must {'have moved: no rollout reached it' if expected else 'not have moved'}"
+            if moved == 0 and block in self.intervention.moves:
+                raise UserError(
+                    f"the {block} block has not moved in {self.config.steps} steps of {self.config.intervention}: no rollout "
+                    "with a non-zero advantage reached it; mix in teacher rows (--rollout.mix-ratio) or use a model that "
+                    f"earns rewards (see {self.run.path / 'metrics.jsonl'})"
                 )
+            if moved > 0 and block not in self.intervention.moves:
+                raise RuntimeError(f"the {block} block has moved by {moved:.3g} under {self.config.intervention}")
 
     def final_evaluation(self) -> dict[str, Any]:
         """Evaluates every view on the held-out problems, writes eval.json and prints the table."""

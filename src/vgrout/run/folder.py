@@ -81,7 +81,7 @@ class RunFolder:
         """An existing run, for reading; UserError where `path` is no run folder."""
         if not (path / CONFIG).is_file() or not (path / COLUMNS).is_file():
             raise UserError(
-                f"{path} is not a run folder (no {CONFIG} or {COLUMNS} in it); `vgrout runs` lists the runs"
+                f"{path} is not a run folder (no {CONFIG} or {COLUMNS} in it); name a folder under out/runs"
             )
         with disk_errors(path / COLUMNS, "read"):
             declared = [Column(**fields) for fields in json.loads((path / COLUMNS).read_text(encoding="utf-8"))]
