@@ -62,9 +62,9 @@ def _():
     return matrix(problems[:: len(problems) // 2][:2])
 
 
-@gate.invariant("the same matrix over every built-in problem", slow=True)
+@gate.invariant("the same matrix over every fourth built-in problem", slow=True)
 def _():
-    return matrix(builtin_problems())
+    return matrix(builtin_problems()[::4])
 
 
 @gate.invariant("a hack is seen every time: the same hacks of each mode, graded many times over, always pay")

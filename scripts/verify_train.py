@@ -250,14 +250,14 @@ def _():
     held_out = data / "leetcode_test_medhard.jsonl.gz"
     names = []
     for name in INTERVENTIONS:
-        config = smoke(name, problems=str(folder / "converted.jsonl"), eval_problems=str(held_out))
+        config = smoke(name, steps=2, problems=str(folder / "converted.jsonl"), eval_problems=str(held_out))
         config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, problems=4))
         run = RunFolder.open(train(config))
         ids = {r["problem_id"] for r in run.read_json("eval.json")["rows"]}
         assert ids == {p.id for p in load_problems(held_out)[:4]}
         assert all((row.values["grad_norm"] or 0) > 0 for row in run.metrics()), f"{name}: a step without gradient"
         names.append(name)
-    return f"{', '.join(names)}: 6 steps each on {len(load_problems(folder / 'converted.jsonl'))} converted problems"
+    return f"{', '.join(names)}: 2 steps each on {len(load_problems(folder / 'converted.jsonl'))} converted problems"
 
 
 if __name__ == "__main__":
