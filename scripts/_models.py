@@ -15,10 +15,12 @@ from vgrout.policy import Policy
 from vgrout.types import Group, Prompt, Rollout, Seen, View
 
 VOCAB = 61
+Gradients = dict[tuple[str, str], Tensor]
+"""By (`deployed` or `quarantine`, parameter name)."""
 
 
 def qwen3(seed: int = 0, *, tied: bool = True) -> Qwen3ForCausalLM:
-    """Two layers, hidden 32, grouped keys, in eval mode; weights large enough that attention is not uniform."""
+    """Two layers, hidden 32, grouped keys, biases, in eval mode; weights large enough that attention is not uniform."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         hidden_size=32,
@@ -31,16 +33,37 @@ def qwen3(seed: int = 0, *, tied: bool = True) -> Qwen3ForCausalLM:
         max_position_embeddings=128,
         initializer_range=0.2,
         tie_word_embeddings=tied,
+        attention_bias=True,
     )
-    return Qwen3ForCausalLM(config).eval()
+    model = Qwen3ForCausalLM(config).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.uniform_(-0.3, 0.3)
+    return model
+
+
+def norms_in_fp64(model: nn.Module) -> None:
+    """Qwen3's own norms compute in fp32 whatever the dtype, which would hide errors up to 1e-6 of an fp64 model."""
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ == "Qwen3RMSNorm":
+            width = model.get_parameter(f"{name}.weight").shape[0]
+            parent, _, child = name.rpartition(".")
+            norm = nn.RMSNorm(width, eps=1e-6, dtype=torch.float64).requires_grad_(False)
+            setattr(model.get_submodule(parent), child, norm)
 
 
 def adapted(*, rank: int = 3, fold: bool = True, moved: float = 0.05, double: bool = True) -> tuple[nn.Module, Adapter]:
-    """A model with an adapter whose factors have moved away from their init by `moved` in every entry (std)."""
+    """A model with an adapter whose factors have moved away from their init by `moved` in every entry (std).
+
+    `double` computes everything in fp64, the folded weight and the norms included.
+    """
     model = qwen3()
     adapter = attach(model, AdapterConfig(rank=rank, fold=fold))
     if double:
         model.double()
+        norms_in_fp64(model)
+        with adapter.merged("base"):
+            pass  # leaving it folds the weight anew, now in fp64
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in adapter.parameters():
@@ -57,8 +80,8 @@ def policy_of(model: nn.Module, adapter: Adapter, *, temperature: float = 0.8, c
     return Policy(model, adapter, temperature=temperature, chunk=chunk)
 
 
-def block_grads(adapter: Adapter) -> dict[tuple[str, str], Tensor]:
-    """Gradients by (`deployed` or `quarantine`, parameter name); zeros where there is none."""
+def block_grads(adapter: Adapter) -> Gradients:
+    """What lies in `.grad`; zeros where there is none."""
     return {
         (block, name): (torch.zeros_like(t.value) if t.value.grad is None else t.value.grad)[part].clone()
         for name, t in adapter.trainables()
@@ -121,6 +144,32 @@ def plain_logps(model: nn.Module, rollout: Rollout, temperature: float) -> Tenso
     start = len(rollout.prompt_ids)
     targets = tokens[0, start:]
     return logits[start - 1 : -1].log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """One rollout by itself: sums over its tokens of log-probability and of k3 to the base, and their gradients."""
+
+    tokens: int
+    kl: float
+    d_logp: Gradients
+    d_kl: Gradients
+
+
+def alone(model: nn.Module, adapter: Adapter, rollout: Rollout, temperature: float) -> Alone:
+    """In the rollout's sampling view, by one forward of the model and autograd's own backward per sum."""
+    with torch.no_grad(), adapter.view("base"):
+        reference = plain_logps(model, rollout, temperature)
+    found = []
+    for of in ("logp", "kl"):
+        adapter.zero_grad()
+        with adapter.view(rollout.view):
+            logps = plain_logps(model, rollout, temperature)
+            d = reference - logps
+            value = logps.sum() if of == "logp" else (d.exp() - d - 1).sum()
+            value.backward()
+        found.append(block_grads(adapter))
+    return Alone(len(rollout.completion_ids), float(value.detach()), found[0], found[1])
 
 
 def largest(a: Tensor, b: Tensor) -> float:

@@ -7,7 +7,8 @@ Invariants:
 - the loss's denominator is G * max_new * P whatever the lengths; length normalisation by hand;
 - the ratio is clipped as PPO says, for both signs of the advantage; k3 is 0 at equality and never negative;
 - the first step's learning rate is above 0, the peak is the peak, the end is near 0;
-- proposed updates equal torch's AdamW without decay.
+- proposed updates equal torch's AdamW without decay; decay shrinks the net change and never drives it to -B0 A0;
+- the norms of a block are those of its rows of A and columns of B.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import itertools
 import math
 
 import torch
+from torch import Tensor
 
 from _gate import Gate
-from _models import adapted, largest
+from _models import adapted, largest, lora
 from vgrout.grpo import GrpoConfig, advantage, has_spread, kl_k3, policy_loss, token_logps, token_weights
 from vgrout.optim import OptimConfig, Optimizer, learning_rate
 
@@ -42,13 +44,18 @@ def _():
     a = advantage(R, masked)
     close(a, [[0, 0, 0, 0], [0, 0, 0, 0], [0, 1.0, -2.0, 1.0]])
     assert has_spread(R, masked).tolist() == [False, False, True]
+    for garbage in (float("nan"), float("inf"), -1e30):
+        unread = torch.where(masked, R, garbage)
+        for d in (None, torch.rand(3, 4)):
+            got = advantage(unread, masked, deployed=d, std_norm=d is None)
+            assert torch.equal(got, advantage(R * masked, masked, deployed=d, std_norm=d is None)), (garbage, got)
     nobody = advantage(R, torch.zeros(3, 4, dtype=torch.bool))
     assert not nobody.any() and bool(torch.isfinite(nobody).all()), nobody
     with_std = advantage(R, ALL, std_norm=True)
     std = torch.tensor([3.5, 0.5, 0.5, 3.5]).std()
     close(with_std[:1], [(torch.tensor([1.5, -1.5, -1.5, 1.5]) / (std + 1e-4)).tolist()])
     assert not with_std[1].any()
-    return "3 groups; with masks, without any row, with the standard deviation"
+    return "3 groups; with masks (whatever the masked rewards are), without any row, with the standard deviation"
 
 
 @gate.invariant("the block baseline by hand")
@@ -164,6 +171,40 @@ def _():
         worst = max(worst, max(largest(p, q) for p, q in zip(adapter.parameters(), copies, strict=True)))
     assert worst < 1e-5, worst
     return f"largest difference {worst:.1e} after 5 steps"
+
+
+@gate.invariant("block norms, of gradients and of the way moved, are those of the block's rows of A and columns of B")
+def _():
+    _, adapter = adapted()
+    for i, p in enumerate(adapter.parameters()):
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
+    worst = 0.0
+    for block, half in (("deployed", 0), ("quarantine", 1)):
+        pieces: dict[str, list[Tensor]] = {"grad": [], "moved": []}
+        for m in lora(adapter):
+            assert m.A.grad is not None and m.B.grad is not None
+            pieces["grad"] += [m.A.grad.chunk(2)[half], m.B.grad.chunk(2, dim=1)[half]]
+            pieces["moved"] += [(m.A - m.A0).chunk(2)[half], (m.B - m.B0).chunk(2, dim=1)[half]]
+        for of, tensors in pieces.items():
+            by_hand = float(torch.cat([t.detach().flatten() for t in tensors]).norm())
+            worst = max(worst, abs(adapter.block_norm(block, of) / by_hand - 1))
+    assert worst < 1e-12, worst
+    return f"2 blocks x 2 norms within {worst:.1e}"
+
+
+@gate.invariant("decay shrinks the net change of A and B exactly, never towards -B0 A0")
+def _():
+    _, adapter = adapted(double=False)
+    before = {n: (t.value - t.init).clone() for n, t in adapter.trainables()}
+    module = lora(adapter)[0]
+    first = float(module.delta("full").norm())
+    zero = [torch.zeros_like(p) for p in adapter.parameters()]
+    for _ in range(100):
+        adapter.apply(zero, decay=0.05)
+    worst = max(largest(t.value - t.init, before[n] * 0.95**100) for n, t in adapter.trainables())
+    last, wrong = float(module.delta("full").norm()), float((module.B0 @ module.A0).norm())
+    assert worst < 1e-5 and last < 0.02 * first < wrong, (worst, first, last)
+    return f"after 100 steps within {worst:.1e} of 0.95^100; net change {first:.2f} -> {last:.1e} (B0 A0 has norm {wrong:.1f})"
 
 
 if __name__ == "__main__":

@@ -73,8 +73,9 @@ def advantage(
 
     `deployed` is the share d of each rollout that the deployed block learns from (the `block` baseline): rows with
     d > 0 use the mean `sum d R / sum d` of their group, the others keep the group's mean. `std_norm` divides by the
-    group's standard deviation + 1e-4.
+    group's standard deviation + 1e-4. Masked rewards are never read: they may be anything, NaN included.
     """
+    rewards = rewards.masked_fill(~keep, 0.0)
     kept = keep.to(rewards)
     mean = (rewards * kept).sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp(min=1)
     centred = rewards - mean

@@ -97,7 +97,9 @@ def _require_same(path: Path, metadata: dict[str, Any], adapter: Adapter, info: 
     for key, expected in _identity(adapter, info).items():
         got = metadata.get(key)
         if got != expected:
-            shown = (got, expected) if key != "module_ranks" else ("another set", "this model's")
+            if isinstance(got, dict) and isinstance(expected, dict):
+                names = sorted(n for n in got.keys() | expected.keys() if got.get(n) != expected.get(n))
+                got, expected = ({n: ranks.get(n, "absent") for n in names[:3]} for ranks in (got, expected))
             raise UserError(
-                f"checkpoint {path}: {key} is {shown[0]}, this run has {shown[1]}; load it with the settings it was made with"
+                f"checkpoint {path}: {key} is {got}, this run has {expected}; load it with the settings it was made with"
             )
