@@ -26,7 +26,7 @@ from vgrout.optim import OptimConfig, Optimizer
 from vgrout.policy import Policy
 from vgrout.rollout.base import GroupPlan, GroupSampler, SamplingParams
 from vgrout.rollout.hf import HFSampler
-from vgrout.types import Group, Prompt, Seen
+from vgrout.types import Group, Prompt, Seen, UserError
 from vgrout.update import UpdateStats, update
 
 FLOORS = ("floor", "floor_prefix")
@@ -47,7 +47,7 @@ class Work:
     def rewards(self, step: int) -> Float[Tensor, "P G"]:
         """Varied within every group, so that no group is without spread and every row is trained."""
         P, G = len(self.prompts), self.settings.group_size
-        return 0.5 * ((3 * torch.arange(G) + torch.arange(P)[:, None] + step) % G).float()
+        return 0.5 * ((torch.arange(G) + torch.arange(P)[:, None] + step) % G).float()
 
     def labels(self, step: int) -> Bool[Tensor, "P G"]:
         """Random labels, about half of the rows."""
@@ -77,7 +77,10 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, index: int, length: int) -> Prom
                 return Prompt(f"text{index}", "gt_only", "train", "", messages)
             if rendered < length:
                 break
-    raise ValueError(f"the shipped text has no prompt {index} of exactly {length} tokens")
+    raise UserError(
+        f"prompt {index}: the shipped text of {len(ids)} tokens has no prompt of exactly {length} left; "
+        "lower --prompts, or choose other --prompt-tokens"
+    )
 
 
 class System(Protocol):

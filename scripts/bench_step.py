@@ -19,18 +19,22 @@ import gc
 import json
 import os
 import platform
+import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from _bench import SYSTEMS, System, Work, make_systems, make_work
+from _bench import RANK, SYSTEMS, System, Work, make_systems, make_work
 from _bench_equality import equality
 from bench_floor import Settings
+from vgrout.env.files import written_atomically
 from vgrout.models import DTYPES, SIZES
 from vgrout.run.provenance import environment
+from vgrout.types import UserError
 
 PHASES = ("generate", "train", "optimize")
 LIMITS = (("none", "floor", 1.1), ("absorb", "none", 1.2), ("label_route", "none", 1.2))
@@ -140,8 +144,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--skip-equality", action="store_true", help="time without comparing first")
     parser.add_argument("--json", type=Path, help="write every round's figures to this file")
     args = parser.parse_args()
-    if min(args.rounds, args.prompts, args.group_size, args.prompt_tokens, args.max_new) < 1:
-        parser.error("--rounds, --prompts, --group-size, --prompt-tokens and --max-new must be at least 1")
+    if min(args.rounds, args.prompts, args.prompt_tokens, args.max_new) < 1 or args.group_size < 2:
+        parser.error("--rounds, --prompts, --prompt-tokens and --max-new must be at least 1, --group-size at least 2")
     return args
 
 
@@ -150,41 +154,52 @@ def _names(known: tuple[str, ...]) -> Any:
         names = text.split(",")
         if unknown := [name for name in names if name not in known]:
             raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}; choose from {', '.join(known)}")
-        return names
+        return list(dict.fromkeys(names))
 
     return parse
 
 
 def main() -> None:
     args = arguments()
+    try:
+        # Opened before the work, so that a file that cannot be written is known at once.
+        with written_atomically(args.json) if args.json else nullcontext() as file:
+            record, limits = benchmark(args)
+            if file:
+                file.write((json.dumps(record, indent=1) + "\n").encode())
+    except UserError as error:
+        sys.exit(f"bench_step: {error}")
+    if args.json:
+        print(f"\nwritten: {args.json}")
+    print("\n" + "\n".join(limits))
+
+
+def benchmark(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """Every size in turn: the whole record, and the lines of the limits."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    device = args.device if args.device == "cpu" else torch.cuda.get_device_name(args.device)
+    if args.device != "cpu" and not torch.cuda.is_available():
+        raise UserError(f"--device {args.device}: torch {torch.__version__} sees no GPU; use --device cpu")
+    device = processor() if args.device == "cpu" else torch.cuda.get_device_name(args.device)
     clock = "CPU seconds of one thread" if args.device == "cpu" else "wall seconds"
-    versions = environment()["versions"]
-    print(f"{clock} on {device} ({processor()}), {args.dtype}, load {os.getloadavg()[0]:.1f}, versions {versions}")
+    before = environment()
+    print(f"{clock} on {device}, {args.dtype}, load {os.getloadavg()[0]:.1f}, versions {before['versions']}")
     print(
         f"a step: {args.prompts} prompts of {args.prompt_tokens} tokens x {args.group_size} rollouts of {args.max_new} "
-        "forced tokens, total LoRA rank 32, KL on"
+        f"forced tokens, total LoRA rank {2 * RANK}, KL on"
     )
     results = {size: run_size(args, size) for size in args.sizes}
-    if args.json:
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-        record = {"environment": environment(), "processor": processor(), "device": device, "settings": settings}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(record | {"sizes": {s: r for s, (r, _) in results.items()}}, indent=1) + "\n")
-        print(f"\nwritten: {args.json}")
-    print("\n" + "\n".join(line for _, lines in results.values() for line in lines))
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    sizes = {size: record for size, (record, _) in results.items()}
+    record = {"environment": before, "clock": clock, "device": device, "settings": settings, "sizes": sizes}
+    return record, [line for _, lines in results.values() for line in lines]
 
 
 def processor() -> str:
     """The processor's name, where the system tells."""
     info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.is_file()
-        else []
-    )
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
