@@ -14,6 +14,7 @@ both forms, because `base` runs the same operations in the same order.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -120,11 +121,7 @@ class Lora2rLinear(AdaptedLinear):
         recorder = self.state.recorder
         if recorder is None or not torch.is_grad_enabled():
             return F.linear(F.linear(x, A), B)
-
-        def collect(x: Tensor, h: Tensor, grad_h: Tensor, grad_y: Tensor) -> None:
-            recorder.collect(self, x, h, grad_h, grad_y)
-
-        return _Branch.apply(x, A, B, collect)
+        return _Branch.apply(x, A, B, partial(recorder.collect, self))
 
 
 def attach_lora2r(model: nn.Module, *, rank: int, init_seed: int, fold: bool = True) -> Adapter:
