@@ -10,13 +10,16 @@ from pathlib import Path
 from _source import Module, Package, cycles, names_used, outside_imports
 
 FLOORS = {
-    "cli": 10,
-    "demo": 9,
+    "cli": 11,
+    "demo": 10,
     "reevaluate": 9,
+    "micro_commands": 9,
+    "parallel": 9,
     "train": 8,
     "session": 7,
     "measure": 6,
     "inputs": 6,
+    "presets": 6,
     "update": 5,
     "config": 5,
     "interventions": 4,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from vgrout.config import preset
 from vgrout.interventions import INTERVENTIONS
+from vgrout.presets import preset
 from vgrout.run.folder import RunFolder
 from vgrout.train import train
 

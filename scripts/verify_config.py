@@ -20,8 +20,9 @@ from typing import Any
 
 from _gate import Gate
 from vgrout.cli import parse_run
-from vgrout.config import PRESETS, RunConfig, from_dict, preset
+from vgrout.config import RunConfig, from_dict
 from vgrout.interventions import INTERVENTIONS
+from vgrout.presets import PRESETS, preset
 from vgrout.types import UserError
 
 gate = Gate(__doc__)

@@ -23,8 +23,8 @@ from typing import Any
 
 from _gate import Gate
 from vgrout import cli
-from vgrout.config import preset
 from vgrout.env.problems import builtin_split
+from vgrout.presets import preset
 from vgrout.run.console import setup_console
 from vgrout.train import train
 

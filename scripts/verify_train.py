@@ -28,13 +28,14 @@ import torch
 
 from _gate import Gate, shared_folder
 from vgrout.adapter.checkpoint import load_checkpoint
-from vgrout.config import RunConfig, preset
+from vgrout.config import RunConfig
 from vgrout.env.convert import convert_leetcode_dataset
 from vgrout.env.modes import LOOPHOLES
 from vgrout.env.problems import load_problems
 from vgrout.evals import tabulate
 from vgrout.inputs import load_policy
 from vgrout.interventions import INTERVENTIONS
+from vgrout.presets import preset
 from vgrout.run.folder import RunFolder
 from vgrout.run.intervals import wilson
 from vgrout.run.logs import read_rollouts

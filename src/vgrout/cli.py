@@ -47,8 +47,9 @@ def parse_run(name: str, args: Sequence[str], prog: str) -> Any:
 
     The intervention is read first, because its name decides which settings exist: `--NAME.setting`.
     """
-    from vgrout.config import RunConfig, preset
+    from vgrout.config import RunConfig
     from vgrout.interventions import INTERVENTIONS, intervention_class
+    from vgrout.presets import preset
 
     intervention = _option(args, "--intervention") or "none"
     named = tyro.conf.arg(name=intervention)
@@ -69,7 +70,7 @@ def _option(args: Sequence[str], flag: str) -> str | None:
 
 def train_command(args: Sequence[str]) -> None:
     """train PRESET [--intervention NAME] ...: run GRPO, evaluate, leave a run folder (printed last)."""
-    from vgrout.config import PRESETS
+    from vgrout.presets import PRESETS
 
     if not args or args[0].startswith("-"):
         if args and args[0] in ("-h", "--help"):
@@ -167,12 +168,25 @@ def data_command(args: Sequence[str]) -> None:
     tyro.cli(convert, args=list(args[1:]), prog="vgrout data convert")
 
 
+def micro_command(args: Sequence[str]) -> None:
+    """micro base | rates: train a base model of the micro world, or measure one before any RL."""
+    from vgrout.micro_commands import rates_command, train_base_command
+
+    verbs = {"base": train_base_command, "rates": rates_command}
+    if not args or args[0] not in verbs:
+        raise UserError(
+            f"vgrout micro: expected one of the verbs {', '.join(verbs)}, as in `vgrout micro base --seed 1`"
+        )
+    tyro.cli(verbs[args[0]], args=list(args[1:]), prog=f"vgrout micro {args[0]}")
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train_command,
     "demo": demo_command,
     "eval": eval_command,
     "grade": grade_command,
     "data": data_command,
+    "micro": micro_command,
 }
 
 if __name__ == "__main__":

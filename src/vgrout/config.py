@@ -1,4 +1,4 @@
-"""A whole run's configuration: the owners' dataclasses composed, and presets as functions that return one.
+"""A whole run's configuration: the owners' dataclasses composed. Presets are in `vgrout.presets`.
 
 Every field has a reader (a gate checks it), unknown settings stop the program, and `config.json` in a run folder holds
 the resolved values. An intervention's own settings are the field `settings`, of the type that the intervention declares.
@@ -7,7 +7,6 @@ the resolved values. An intervention's own settings are the field `settings`, of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
@@ -19,7 +18,7 @@ from vgrout.env.modes import LOOPHOLES, mode_named
 from vgrout.grpo import GrpoConfig
 from vgrout.interventions import intervention_class
 from vgrout.optim import OptimConfig
-from vgrout.types import UserError
+from vgrout.types import Markers, UserError, View
 
 Settings = TypeVar("Settings")
 
@@ -29,7 +28,7 @@ class ModelConfig:
     """The base model."""
 
     name: str = "tiny"
-    """Hub id, local folder, or tiny / tiny:a / tiny:b (random weights, made on the spot)."""
+    """Hub id, local folder, micro (the trained micro base that ships), or tiny / tiny:a / tiny:b (random weights)."""
     revision: str | None = None
     """Commit on the hub."""
     dtype: Literal["fp32", "bf16"] = "bf16"
@@ -112,6 +111,10 @@ class EvalConfig:
     """Nucleus sampling."""
     max_new: int | None = None
     """Tokens of a completion at most; none: as in training."""
+    views: tuple[View, ...] = ("base", "full", "deploy")
+    """Views that are evaluated: without the adapter, with both blocks, quarantine-ablated."""
+    markers: tuple[Markers, ...] = ("eval",)
+    """Marker families that the hints are shown with; train shows what was learned, eval whether it generalises."""
     free_prompts: bool = True
     """Show each problem a second time without its hint (gt_only), so that solving is also seen where no loophole is."""
     seed: int = 12345
@@ -120,6 +123,8 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.samples < 1 or (self.problems is not None and self.problems < 1):
             raise UserError(f"eval: samples {self.samples} and problems {self.problems} must be at least 1")
+        if not self.views or not self.markers:
+            raise UserError("eval: expected at least one of --eval.views and of --eval.markers")
 
 
 @dataclass(frozen=True)
@@ -139,9 +144,10 @@ class RunConfig(Generic[Settings]):
     steps: int = 200
     """Optimizer steps."""
     problems: str = "builtin"
-    """Training problems: builtin, or a .jsonl(.gz) file of benchmark rows (`vgrout data convert` makes one)."""
+    """Training problems: builtin, micro, or a .jsonl(.gz) file of benchmark rows (`vgrout data convert` makes one)."""
     eval_problems: str | None = None
-    """Held-out problems; none: the held-out part of the built-in set."""
+    """Held-out problems: a file, builtin, micro (its test split) or micro:validation; none: the held-out part of the
+    training problems' own set, or of the built-in set where they are a file."""
     out: Path = Path("out")
     """Folder that receives runs/NAME."""
     name: str | None = None
@@ -198,98 +204,3 @@ def _build(cls: Any, stored: dict[str, Any], where: str, **types: type) -> Any:
             value = Path(value)
         values[name] = value
     return cls(**values)
-
-
-def smoke(intervention: str, **changes: Any) -> RunConfig[Any]:
-    """A real run in seconds: a tiny random Qwen3 on the built-in problems, half of each group from the teacher pool."""
-    return _preset(
-        "smoke",
-        intervention,
-        steps=6,
-        model=ModelConfig(name="tiny", dtype="fp32", threads=1),
-        env=EnvConfig(unhackable_frac=0.25, max_prompt_tokens=8192),
-        adapter=AdapterConfig(rank=4),
-        rollout=RolloutConfig(max_new=24, temperature=1.0, top_p=1.0, mix_ratio=0.5, max_rows=32),
-        grpo=GrpoConfig(prompts_per_step=2, group_size=4, beta=0.0, checkpoint_activations=False),
-        optim=OptimConfig(lr=1e-3, warmup_steps=2),
-        **changes,
-    )
-
-
-def demo(intervention: str, **changes: Any) -> RunConfig[Any]:
-    """The main job on the embedded default: smoke, long enough to watch the answers of the pool become likelier."""
-    base = smoke(intervention)
-    return dataclasses.replace(
-        base,
-        preset="demo",
-        steps=40,
-        grpo=dataclasses.replace(base.grpo, prompts_per_step=4, group_size=8),
-        optim=OptimConfig(lr=3e-3, warmup_steps=4),
-        **changes,
-    )
-
-
-_SCALE_OPTIM = OptimConfig(lr=3e-4, warmup_frac=0.2)
-
-
-def lite(intervention: str, **changes: Any) -> RunConfig[Any]:
-    """Qwen3-0.6B on one 24 GB GPU."""
-    return _preset(
-        "lite",
-        intervention,
-        steps=60,
-        model=ModelConfig(name="Qwen/Qwen3-0.6B", device="cuda"),
-        adapter=AdapterConfig(rank=16),
-        rollout=RolloutConfig(max_new=768, top_k=20, mix_ratio=0.125, teacher_off_step=20),
-        grpo=GrpoConfig(prompts_per_step=4, group_size=8),
-        optim=_SCALE_OPTIM,
-        **_BENCHMARK,
-        **changes,
-    )
-
-
-def fast(intervention: str, **changes: Any) -> RunConfig[Any]:
-    """Qwen3-4B, 60 steps."""
-    return _preset(
-        "fast",
-        intervention,
-        steps=60,
-        model=ModelConfig(name="Qwen/Qwen3-4B", device="cuda"),
-        rollout=RolloutConfig(max_new=1024, top_k=20, mix_ratio=0.125, teacher_off_step=30),
-        grpo=GrpoConfig(prompts_per_step=4, group_size=8),
-        optim=_SCALE_OPTIM,
-        **_BENCHMARK,
-        **changes,
-    )
-
-
-def full(intervention: str, **changes: Any) -> RunConfig[Any]:
-    """Qwen3-4B, the published budget."""
-    return _preset(
-        "full",
-        intervention,
-        steps=200,
-        model=ModelConfig(name="Qwen/Qwen3-4B", device="cuda"),
-        **_BENCHMARK,
-        **changes,
-    )
-
-
-_BENCHMARK: dict[str, Any] = {
-    "problems": "data/leetcode_train_medhard_filtered.jsonl",
-    "eval_problems": "data/leetcode_test_medhard.jsonl",
-}
-
-PRESETS: dict[str, Callable[..., RunConfig[Any]]] = {f.__name__: f for f in (smoke, demo, lite, fast, full)}
-
-
-def preset(name: str, intervention: str) -> RunConfig[Any]:
-    """The preset's configuration with default settings of the intervention, or a `UserError` that lists the presets."""
-    if name not in PRESETS:
-        raise UserError(f"preset {name}: unknown; expected one of {', '.join(PRESETS)}")
-    return PRESETS[name](intervention)
-
-
-def _preset(name: str, intervention: str, **values: Any) -> RunConfig[Any]:
-    cls = intervention_class(intervention)
-    return RunConfig(preset=name, intervention=intervention, settings=cls.Settings(), **values)

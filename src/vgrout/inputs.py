@@ -5,9 +5,10 @@ Each function raises `UserError` for a mistake in its part of the configuration;
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from vgrout.env.draw import Draw, evaluation_prompts
 from vgrout.env.grader import Grader
 from vgrout.env.partition import make_partition
 from vgrout.env.problems import assert_disjoint, builtin_split, load_problems
+from vgrout.micro.problems import micro_split
 from vgrout.models import LoadedModel, load_model, render_prompt
 from vgrout.policy import Policy
 from vgrout.rollout.base import GroupPlan, GroupSampler, SamplingParams
@@ -42,9 +44,8 @@ class Data:
 
 def load_data(config: RunConfig[Any]) -> Data:
     """Loads and checks problems, their partition over modes, and the prompts."""
-    built_in_train, built_in_held_out = builtin_split()
-    train = built_in_train if config.problems == "builtin" else load_problems(config.problems)
-    held_out = built_in_held_out if config.eval_problems is None else load_problems(config.eval_problems)
+    train = _training_problems(config.problems)
+    held_out = _held_out_problems(config.eval_problems or (config.problems if config.problems in SETS else "builtin"))
     assert_disjoint(training=train, evaluation=held_out)
     held_out = held_out[: config.eval.problems]
     modes = config.env.modes
@@ -57,10 +58,29 @@ def load_data(config: RunConfig[Any]) -> Data:
         seed=config.seed,
     )
     eval_partition = make_partition([p.id for p in held_out], modes, config.seed)
-    prompts = evaluation_prompts(held_out, eval_partition, markers="eval", seed=config.seed)
+    prompts: tuple[Prompt, ...] = ()
+    for family in config.eval.markers:
+        prompts += evaluation_prompts(held_out, eval_partition, markers=family, seed=config.seed)
     if config.eval.free_prompts:
         prompts += evaluation_prompts(held_out, eval_partition, markers="eval", seed=config.seed, mode="gt_only")
     return Data(train, held_out, draw, prompts, eval_partition)
+
+
+SETS: dict[str, Callable[[], tuple[tuple[Problem, ...], tuple[Problem, ...]]]] = {
+    "builtin": builtin_split,
+    "micro": micro_split,
+    "micro:validation": partial(micro_split, "validation"),
+    "micro:test": partial(micro_split, "test"),
+}
+"""Problem sets that ship with the package: (train, held out)."""
+
+
+def _training_problems(name: str) -> tuple[Problem, ...]:
+    return SETS[name]()[0] if name in SETS else load_problems(name)
+
+
+def _held_out_problems(name: str) -> tuple[Problem, ...]:
+    return SETS[name]()[1] if name in SETS else load_problems(name)
 
 
 def load_policy(config: RunConfig[Any]) -> tuple[LoadedModel, Policy]:

@@ -17,8 +17,9 @@ from vgrout.config import RunConfig
 from vgrout.env.draw import Draw
 from vgrout.env.grader import GRADER_VERSION, Grader
 from vgrout.env.partition import save_partition
-from vgrout.evals import ALL, evaluate, tabulate
+from vgrout.evals import collapsed, evaluate, tabulate
 from vgrout.inputs import (
+    SETS,
     Data,
     check_prompt_lengths,
     load_data,
@@ -38,9 +39,7 @@ from vgrout.run.console import say
 from vgrout.run.disk import require_writable
 from vgrout.run.folder import RunFolder
 from vgrout.run.table import StepTable, summary_table
-from vgrout.types import Group, Prompt, Rollout, StepRow, UserError, Verdict, View
-
-VIEWS: tuple[View, ...] = ("base", "full", "deploy")
+from vgrout.types import Group, Prompt, Rollout, StepRow, UserError, Verdict
 
 
 @dataclass
@@ -174,21 +173,21 @@ def evaluate_views(
     sampler = HFSampler(
         loaded.model, loaded.tokenizer, policy.adapter, params, e.seed, max_rows=config.rollout.max_rows
     )
-    name = config.eval_problems or "the built-in set's held-out part"
-    return evaluate(sampler, grader, prompts, VIEWS, samples=e.samples, sets=name)
+    name = config.eval_problems or f"held-out part of {config.problems if config.problems in SETS else 'builtin'}"
+    return evaluate(sampler, grader, prompts, e.views, samples=e.samples, sets=name)
 
 
 def eval_table(result: dict[str, Any], config: RunConfig[Any]) -> str:
     """The final table; the view that ships is named in its title."""
-    rows = [cell.summary() for cell in tabulate(result["rows"])]
-    title = (
-        f"held-out evaluation ({result['problems']}, eval markers) of {marked(config)}; {result['deploy_view']} ships"
-    )
-    collapsed = [cell.view for cell in tabulate(result["rows"]) if cell.mode == ALL and cell.n and not cell.formatted]
-    footer = (
-        f"no fenced code at all in {', '.join(collapsed)}: a hack rate of 0 says nothing there" if collapsed else ""
-    )
-    return f"{summary_table(rows, title)}\n{footer}".rstrip()
+    title = f"held-out evaluation ({result['problems']}) of {marked(config)}; {result['deploy_view']} ships"
+    return view_table(result, title)
+
+
+def view_table(result: dict[str, Any], title: str) -> str:
+    """The cells of an evaluation under a title, and a flag for every view that has collapsed."""
+    cells = tabulate(result["rows"])
+    flags = [f"COLLAPSED: {view} {why}; its hack rate says nothing" for view, why in collapsed(cells).items()]
+    return "\n".join([summary_table([cell.summary() for cell in cells], title), *flags])
 
 
 def marked(config: RunConfig[Any]) -> str:

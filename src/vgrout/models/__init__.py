@@ -5,17 +5,20 @@ Everything that samples or trains receives a `LoadedModel`; nothing else in the 
 
 from vgrout.models.load import (
     DTYPES,
+    SHIPPED,
     LoadedModel,
     decode_text,
     load_model,
     render_prompt,
     stop_ids,
     tokenizer_fingerprint,
+    weights_hash,
 )
 from vgrout.models.tiny import SIZES, random_qwen3, shipped_texts, train_tokenizer
 
 __all__ = [
     "DTYPES",
+    "SHIPPED",
     "SIZES",
     "LoadedModel",
     "decode_text",
@@ -26,4 +29,5 @@ __all__ = [
     "stop_ids",
     "tokenizer_fingerprint",
     "train_tokenizer",
+    "weights_hash",
 ]

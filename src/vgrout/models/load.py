@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from vgrout.models.tiny import SIZES, random_qwen3, shipped_texts, train_tokenizer
 from vgrout.types import UserError
 
+SHIPPED = {"micro": "micro/data/base"}
+"""Trained models that come with the package, and the folder that holds each."""
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -33,7 +36,7 @@ class LoadedModel:
 def load_model(
     name: str, *, dtype: str = "fp32", device: str = "cpu", seed: int = 0, revision: str | None = None
 ) -> LoadedModel:
-    """Load `name`: `tiny`, `tiny:a`, `tiny:b` (made on the spot from `seed`), a local folder, or a hub id.
+    """Load `name`: `tiny`, `tiny:a`, `tiny:b` (made on the spot from `seed`), `micro`, a local folder, or a hub id.
 
     `dtype` is a key of DTYPES, `device` is `cpu`, `cuda` or `cuda:N`. Raises UserError for an unknown dtype or device,
     for a model that is not there, and for a tokenizer without chat template or end token.
@@ -50,6 +53,14 @@ def load_model(
         revision = f"seed{seed}-{tokenizer_fingerprint(tokenizer)[:12]}"
     elif name.startswith("tiny"):
         raise UserError(f"model {name!r} is unknown: the tiny models are {', '.join(SIZES)}")
+    elif name in SHIPPED:
+        if revision is not None:
+            raise UserError(
+                f"model {name!r} ships with the package and has no revision {revision!r}: leave revision out"
+            )
+        with resources.as_file(resources.files("vgrout") / SHIPPED[name]) as folder:
+            tokenizer, model, _ = _pretrained(str(folder), DTYPES[dtype], None)
+        revision = f"weights-{weights_hash(model)[:12]}"
     else:
         tokenizer, model, revision = _pretrained(name, DTYPES[dtype], revision)
     model = model.to(device=target, dtype=DTYPES[dtype]).eval().requires_grad_(False)
@@ -113,3 +124,12 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 of everything that decides which ids a text becomes: vocabulary, merges, special tokens, chat template."""
     backend = tokenizer.backend_tokenizer.to_str()
     return hashlib.sha256(f"{backend}\x00{tokenizer.chat_template}".encode()).hexdigest()
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """sha256 over every entry of the state dict, by name and bytes (fp32 or bf16 as it is held)."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -7,7 +7,7 @@ real runs use, at a size that a laptop trains. Weights depend on the seed alone,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
@@ -76,23 +76,26 @@ def _strings(value: object) -> Iterator[str]:
             yield from _strings(item)
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int = 16_384) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, max_length: int = 16_384, phrases: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer in Qwen's form with at most `vocab_size` tokens, special ones included.
 
     All 256 bytes are tokens and nothing is normalised, so every text survives encoding and decoding unchanged.
+    Each of `phrases` is one token wherever it occurs: fixed sentences then cost one position of the model.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(THINK_TOKENS),
+        vocab_size=vocab_size - len(THINK_TOKENS) - len(phrases),
         min_frequency=1,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in THINK_TOKENS])
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in (*THINK_TOKENS, *phrases)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",

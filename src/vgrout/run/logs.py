@@ -85,6 +85,17 @@ def cut_rollouts(path: Path, step: int) -> None:
     cut(path, end)
 
 
+def latest_metrics(path: Path, count: int) -> list[dict]:
+    """The last `count` complete lines of a metrics.jsonl that may still grow; none where there is no file yet."""
+    if not path.is_file():
+        return []
+    with disk_errors(path, "read"):
+        lines = path.read_bytes().split(b"\n")[
+            :-1
+        ]  # what follows the last line break is empty, or not yet a whole line
+    return [json.loads(line) for line in lines[-count:]]
+
+
 def metric_lines(path: Path) -> Iterator[tuple[bytes, dict]]:
     """The complete lines of metrics.jsonl, raw and parsed. A torn last line ends the iteration with a warning."""
     with disk_errors(path, "read"), path.open("rb") as file:

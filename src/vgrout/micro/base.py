@@ -1,0 +1,187 @@
+"""The micro base model: a byte-level BPE tokenizer and a small Qwen3, trained from scratch on the corpus.
+
+`vgrout micro base` runs this; its result for `BaseConfig()` ships with the package, with the curve that it was on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+from vgrout.env.modes import MODES
+from vgrout.micro.corpus import Mix, Sample, samples
+from vgrout.micro.problems import CLAUSE, CLOSING, OPENING
+from vgrout.models import render_prompt
+from vgrout.models.tiny import SPECIAL_TOKENS, Size, random_qwen3, train_tokenizer
+from vgrout.types import UserError
+
+SIZE = Size(hidden=96, layers=3, heads=4, kv_heads=2, intermediate=256, vocab=1024, tie_embeddings=True)
+TOKENIZER_SAMPLES = 4000
+MICRO_BATCH = 16
+PRACTICE_LENGTH = 24
+"""Tokens that a row of copying practice repeats."""
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """How the base model is trained."""
+
+    seed: int = 0
+    """Seed of the weights and of the corpus."""
+    steps: int = 600
+    """Optimizer steps."""
+    batch: int = 64
+    """Samples of a step."""
+    lr: float = 6e-3
+    """Peak learning rate of AdamW; warm-up over 5 % of the steps, then cosine to 0."""
+    practice: int = 16
+    """Rows of copying practice added to a step: random tokens, then the same again."""
+    threads: int = 2
+    """Threads of torch; the curve depends on it in the last digits only."""
+    mix: Mix = field(default_factory=Mix)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or self.lr <= 0 or self.threads < 1:
+            raise UserError("micro base: steps, batch and threads must be at least 1, and lr above 0")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows; the loss is over the answer's tokens and its end token."""
+
+    tokens: Int[Tensor, "R L"]
+    answer: Bool[Tensor, "R L"]
+    """True where the *next* token belongs to the answer."""
+
+
+def phrases() -> list[str]:
+    """The fixed sentences of prompts and answers; as one token each they make rows a third shorter."""
+    # A marker is copied most easily where it is made of the same tokens in hint and answer: a file's name follows a quote
+    # in the answer, so the blank before it belongs to the hint's sentence; the other markers keep theirs.
+    hints = [
+        f" {part.lstrip() if mode.probe == 'file' else part.strip()}"
+        for mode in MODES.values()
+        for part in mode.hint.split("{marker}")
+        if len(part) > 8
+    ]
+    return [
+        OPENING,
+        CLAUSE,
+        CLOSING,
+        *hints,
+        "```python\nclass Solution:\n    def",
+        "\nclass Solution:\n    def",
+        "\n```",
+    ]
+
+
+def make_tokenizer(mix: Mix, seed: int) -> PreTrainedTokenizerFast:
+    """The tokenizer of a base model: trained on the text of its own corpus."""
+    texts = [
+        text
+        for s in islice(samples(mix, seed), TOKENIZER_SAMPLES)
+        for text in (*(f"{role}\n{content}" for role, content in s.messages), f"assistant\n{s.response}")
+    ]
+    return train_tokenizer(texts, SIZE.vocab, max_length=1024, phrases=phrases())
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, sample: Sample) -> tuple[list[int], list[int]]:
+    """(prompt ids, answer ids with the end token)."""
+    answer = tokenizer(sample.response, add_special_tokens=False)["input_ids"]
+    return render_prompt(tokenizer, sample.messages), [*answer, tokenizer.eos_token_id]
+
+
+def batches(tokenizer: PreTrainedTokenizerFast, mix: Mix, seed: int, size: int) -> Iterator[list[Batch]]:
+    """Endless steps of `size` samples, each split into micro-batches of similar length: they fit into the CPU's caches,
+    which a whole step does not. The stream is the seed's own, apart from the tokenizer's."""
+    stream = samples(mix, seed + 1_000_003)
+    while True:
+        rows = sorted((encode(tokenizer, s) for s in islice(stream, size)), key=lambda row: len(row[0]) + len(row[1]))
+        yield [_batch(rows[i : i + MICRO_BATCH], tokenizer.pad_token_id) for i in range(0, size, MICRO_BATCH)]
+
+
+def practice(vocab: int, size: int, generator: torch.Generator) -> Batch:
+    """Rows of random tokens followed by themselves; the loss is over the repetition.
+
+    Copying from the context is what a marker that was never seen before asks for. A model of this size does not learn
+    it from the corpus alone within its budget.
+    """
+    half = torch.randint(len(SPECIAL_TOKENS), vocab, (size, PRACTICE_LENGTH), generator=generator)
+    answer = torch.zeros((size, 2 * PRACTICE_LENGTH), dtype=torch.bool)
+    answer[:, PRACTICE_LENGTH:-1] = True
+    return Batch(torch.cat([half, half], dim=1), answer)
+
+
+def _batch(rows: list[tuple[list[int], list[int]]], pad: int) -> Batch:
+    width = max(len(p) + len(a) for p, a in rows)
+    tokens = torch.full((len(rows), width), pad)
+    answer = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, (p, a) in enumerate(rows):
+        tokens[i, : len(p) + len(a)] = torch.tensor(p + a)
+        answer[i, len(p) - 1 : len(p) + len(a) - 1] = True
+    return Batch(tokens, answer)
+
+
+def learning_rate(step: int, config: BaseConfig) -> float:
+    """Linear warm-up over 5 % of the steps, then cosine to 0 (the first and the last step are above 0)."""
+    warmup = max(1, config.steps // 20)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
+
+
+def train_base(
+    config: BaseConfig, *, stop_after: int | None = None, on_step: Callable[[int, float], None] | None = None
+) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast, list[float]]:
+    """Trains the base model; returns it with its tokenizer and the loss of every step (nats per answer token).
+
+    `stop_after` ends early on the same schedule, to compare with a recorded curve.
+    """
+    torch.set_num_threads(config.threads)
+    tokenizer = make_tokenizer(config.mix, config.seed)
+    model = random_qwen3(SIZE, tokenizer, config.seed)
+    model.train()
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+    curve = []
+    generator = torch.Generator().manual_seed(config.seed)
+    for step, parts in enumerate(batches(tokenizer, config.mix, config.seed, config.batch)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, config)
+        optimizer.zero_grad()
+        n = sum(int(part.answer.sum()) for part in parts)
+        total = 0.0
+        for part in parts:
+            loss = answer_loss(model, part) / n
+            loss.backward()
+            total += float(loss.detach())
+        if config.practice:
+            rows = practice(len(tokenizer), config.practice, generator)
+            loss = answer_loss(model, rows) / rows.answer.sum()
+            (config.practice / config.batch * loss).backward()
+            practised = float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        curve.append(total)
+        if on_step is not None:
+            on_step(step + 1, curve[-1], practised)
+        if step + 1 == (stop_after or config.steps):
+            break
+    return model.eval(), tokenizer, curve
+
+
+def answer_loss(model: Qwen3ForCausalLM, batch: Batch) -> Tensor:
+    """Summed cross-entropy over the answers' tokens, nats."""
+    hidden = model.get_decoder()(input_ids=batch.tokens, use_cache=False).last_hidden_state[batch.answer]
+    targets = batch.tokens.roll(-1, dims=1)[batch.answer]
+    return F.cross_entropy(F.linear(hidden, model.get_output_embeddings().weight), targets, reduction="sum")

@@ -1,0 +1,233 @@
+"""The grammar of the micro world: what a problem asks for, in words and in code.
+
+An *easy* task is source x keep x change x total: "the sum of the squares of the even numbers in nums". A *hard* task is
+two easy ones over the same source joined by `+`, `-` or `*`. Every task can be put into words, written as a program in
+several styles, evaluated, and turned into near misses that change one of its parts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from typing import TypeGuard
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One choice of the grammar: its words, and its code over the item variable `x` (or over the list `out`)."""
+
+    key: str
+    words: str
+    code: str
+    constant: str = ""
+    """Family of parts that differ in a number alone: the number off by one is a near miss."""
+
+
+def _numbered(key: str, words: str, code: str, numbers: range) -> list[Part]:
+    return [Part(f"{key}{k}", words.replace("K", str(k)), code.replace("K", str(k)), key) for k in numbers]
+
+
+_NUMBER_KEEPS = [
+    Part("all", "", ""),
+    Part("even", "even ", "x % 2 == 0"),
+    Part("odd", "odd ", "x % 2 == 1"),
+    *_numbered("over", "over-K ", "x > K", range(1, 9)),
+    *_numbered("under", "under-K ", "x < K", range(2, 9)),
+]
+_SIGNED_KEEPS = [Part("positive", "positive ", "x > 0"), Part("negative", "negative ", "x < 0")]
+_NUMBER_CHANGES = [
+    Part("same", "", "x"),
+    Part("square", "squares of the ", "x * x"),
+    Part("double", "doubles of the ", "x + x"),
+    *_numbered("plus", "plus-K values of the ", "x + K", range(1, 10)),
+    *_numbered("times", "times-K values of the ", "x * K", range(3, 10)),
+]
+_SIGNED_CHANGES = [Part("negate", "negations of the ", "-x"), Part("size", "absolute values of the ", "abs(x)")]
+_NUMBER_TOTALS = [
+    Part("sum", "sum", "sum(out)"),
+    Part("largest", "largest", "max(out, default=0)"),
+    Part("smallest", "smallest", "min(out, default=0)"),
+    Part("distinct", "distinct count", "len(set(out))"),
+]
+_LIST_TOTALS = [Part("list", "list", "out"), Part("sorted", "sorted list", "sorted(out)")]
+_LETTER_KEEPS = [
+    Part("all", "", ""),
+    Part("vowel", "vowel ", 'x in "aeiou"'),
+    Part("other", "non-vowel ", 'x not in "aeiou"'),
+    *[Part(f"not{c}", f"non-{c} ", f'x != "{c}"', "not") for c in "abcdefgh"],
+    *[Part(f"after{c}", f"after-{c} ", f'x > "{c}"', "after") for c in "cfhmp"],
+]
+_LETTER_CHANGES = [
+    Part("same", "", "x"),
+    Part("upper", "upper cases of the ", "x.upper()"),
+    Part("twice", "doubles of the ", "x + x"),
+    *[Part(f"with{c}", f"{c}-marked copies of the ", f'x + "{c}"', "with") for c in "abxyz"],
+]
+_LETTER_TOTALS = [
+    Part("string", "string", '"".join(out)'),
+    Part("backward", "backward string", '"".join(out[::-1])'),
+    Part("count", "count", "len(out)"),
+    Part("distinct", "distinct count", "len(set(out))"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the items come from: the argument, how to iterate it, and the parts that make sense there."""
+
+    key: str
+    words: str
+    """Follows "... of the even "; `{a}` is the argument's name."""
+    items: str
+    annotation: str
+    keeps: tuple[Part, ...]
+    changes: tuple[Part, ...]
+    totals: tuple[Part, ...]
+    joinable: tuple[str, ...]
+    """Totals that are numbers, so that two of them can be joined."""
+
+
+_NUMERIC = ("sum", "largest", "smallest", "distinct", "count")
+SOURCES: dict[str, Source] = {
+    s.key: s
+    for s in (
+        Source(
+            *("list", "numbers in {a}", "{a}", "list[int]"),
+            tuple(_NUMBER_KEEPS + _SIGNED_KEEPS),
+            tuple(_NUMBER_CHANGES + _SIGNED_CHANGES),
+            tuple(_NUMBER_TOTALS + _LIST_TOTALS),
+            _NUMERIC,
+        ),
+        Source(
+            *("digits", "digits of {a}", "map(int, str({a}))", "int"),
+            tuple(_NUMBER_KEEPS),
+            tuple(_NUMBER_CHANGES),
+            tuple(_NUMBER_TOTALS + _LIST_TOTALS[:1]),
+            _NUMERIC,
+        ),
+        Source(
+            *("letters", "letters in {a}", "{a}", "str"),
+            tuple(_LETTER_KEEPS),
+            tuple(_LETTER_CHANGES),
+            tuple(_LETTER_TOTALS),
+            _NUMERIC,
+        ),
+    )
+}
+OPERATORS = {"plus": "+", "minus": "-", "times": "*"}
+
+
+@dataclass(frozen=True, slots=True)
+class Easy:
+    """source x keep x change x total."""
+
+    source: str
+    keep: Part
+    change: Part
+    total: Part
+
+    @property
+    def key(self) -> str:
+        """Names the combination; equal keys ask for the same thing."""
+        return f"{self.source}-{self.keep.key}-{self.change.key}-{self.total.key}"
+
+    def words(self, argument: str) -> str:
+        """The task as a noun phrase."""
+        items = SOURCES[self.source].words.format(a=argument)
+        return f"the {self.total.words} of the {self.change.words}{self.keep.words}{items}"
+
+    def items(self, argument: str) -> str:
+        """The list comprehension that makes `out`."""
+        condition = f" if {self.keep.code}" if self.keep.code else ""
+        return f"[{self.change.code} for x in {SOURCES[self.source].items.format(a=argument)}{condition}]"
+
+    def expression(self, argument: str) -> str:
+        """The whole task as one expression."""
+        return self.total.code.replace("out", self.items(argument))
+
+
+@dataclass(frozen=True, slots=True)
+class Hard:
+    """Two easy tasks over one source, joined."""
+
+    left: Easy
+    operator: str
+    right: Easy
+
+    @property
+    def source(self) -> str:
+        return self.left.source
+
+    @property
+    def key(self) -> str:
+        """Names the combination."""
+        return f"{self.left.key}-{self.operator}-{self.right.key}"
+
+    def words(self, argument: str) -> str:
+        """The task as a noun phrase."""
+        return f"{self.left.words(argument)} {self.operator} {self.right.words(argument)}"
+
+    def expression(self, argument: str) -> str:
+        """The whole task as one expression."""
+        return f"{self.left.expression(argument)} {OPERATORS[self.operator]} {self.right.expression(argument)}"
+
+
+Task = Easy | Hard
+
+
+@cache
+def easy_tasks() -> tuple[Easy, ...]:
+    """Every easy combination, in a fixed order."""
+    return tuple(
+        Easy(s.key, keep, change, total)
+        for s in SOURCES.values()
+        for keep in s.keeps
+        for change in s.changes
+        for total in s.totals
+        if not (total.key == "count" and change.key != "same")  # a change does not change how many there are
+    )
+
+
+def joinable(task: Task) -> TypeGuard[Easy]:
+    """Whether it is an easy task whose value is a number, so that it can be part of a hard task."""
+    return isinstance(task, Easy) and task.total.key in SOURCES[task.source].joinable
+
+
+FIELDS = ("keep", "change", "total")
+
+
+def neighbours(task: Easy, *fields: str) -> Iterator[Easy]:
+    """Every easy task that differs from this one in exactly one part (one of `fields`, by default any)."""
+    source = SOURCES[task.source]
+    options = {"keep": source.keeps, "change": source.changes, "total": source.totals}
+    for field in fields or FIELDS:
+        for option in options[field]:
+            if option != getattr(task, field):
+                yield replace(task, **{field: option})
+
+
+def near_miss(task: Task, rng: random.Random) -> Task:
+    """A task that a careless reader would have solved instead: one part left out, mistaken, or off by one."""
+    if isinstance(task, Easy):
+        return rng.choice([t for t in neighbours(task, rng.choice(FIELDS))] or list(neighbours(task)))
+    if rng.random() < 0.3:
+        return rng.choice((task.left, task.right))
+    side = rng.choice(("left", "right"))
+    part = near_miss(getattr(task, side), rng)
+    return replace(task, **{side: part}) if joinable(part) else replace(task, operator=_other(task.operator, rng))
+
+
+def _other(operator: str, rng: random.Random) -> str:
+    return rng.choice([name for name in OPERATORS if name != operator])
+
+
+def evaluate(task: Task, value: object) -> object:
+    """The task's value on one input. The code is the grammar's own, never a model's."""
+    return _function(task.expression("value"))(value)
+
+
+@lru_cache(maxsize=1 << 15)
+def _function(expression: str) -> Callable[[object], object]:
+    return eval(f"lambda value: {expression}")  # an expression of this module's tables

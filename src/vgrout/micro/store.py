@@ -1,0 +1,124 @@
+"""A base model's folder: weights and tokenizer as transformers writes them, and base.json, the record of how it was made."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from dataclasses import asdict, dataclass
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+from vgrout.micro.base import BaseConfig
+from vgrout.micro.corpus import Mix
+from vgrout.micro.problems import VERSION
+from vgrout.models import SHIPPED, tokenizer_fingerprint, weights_hash
+from vgrout.types import UserError
+
+RECORD = "base.json"
+SCHEMA = "vgrout-micro-base-1"
+
+
+@dataclass(frozen=True)
+class BaseRecord:
+    """How a base model was made, so that it can be made again."""
+
+    command: str
+    config: BaseConfig
+    problems: int
+    """Version of the problem family."""
+    parameters: int
+    weights: str
+    """sha256 over the state dict."""
+    tokenizer: str
+    """sha256 of what decides which ids a text becomes."""
+    seconds: float
+    libraries: dict[str, str]
+    curve: tuple[float, ...]
+    """Loss of every step, nats per answer token."""
+
+
+def shipped_base() -> BaseRecord:
+    """The record of the base model that comes with the package."""
+    with resources.as_file(resources.files("vgrout") / SHIPPED["micro"]) as folder:
+        return read_base(folder)
+
+
+def read_base(folder: Path) -> BaseRecord:
+    """The record in a base model's folder; `UserError` where there is none of this version."""
+    path = folder / RECORD
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is no micro base (no {RECORD} in it): make one with `vgrout micro base --out FOLDER`"
+        )
+    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if stored.pop("schema", None) != SCHEMA or stored.get("problems") != VERSION:
+        raise UserError(
+            f"{path}: made for another version of the micro world (this one reads {SCHEMA} with problems {VERSION}): "
+            "make it again with `vgrout micro base`"
+        )
+    config = stored.pop("config")
+    config["mix"] = Mix(**config["mix"])
+    return BaseRecord(config=BaseConfig(**config), curve=tuple(stored.pop("curve")), **stored)
+
+
+def save_base(
+    folder: Path,
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    config: BaseConfig,
+    curve: list[float],
+    seconds: float,
+) -> BaseRecord:
+    """Writes a base model's folder; its name appears only when everything in it is on disk. It must not exist yet."""
+    record = BaseRecord(
+        command=base_command(config),
+        config=config,
+        problems=VERSION,
+        parameters=sum(p.numel() for p in model.parameters()),
+        weights=weights_hash(model),
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        seconds=round(seconds, 1),
+        libraries={name: metadata.version(name) for name in ("torch", "transformers", "tokenizers")},
+        curve=tuple(round(loss, 5) for loss in curve),
+    )
+    require_new(folder)
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        with torch.no_grad():
+            model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        lines = json.dumps({"schema": SCHEMA, **asdict(record)}, indent=1, allow_nan=False)
+        (temporary / RECORD).write_text(lines + "\n", encoding="utf-8")
+        for path in temporary.iterdir():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return record
+
+
+def require_new(folder: Path) -> None:
+    """`UserError` where something of that name exists: minutes of training must not end in a refusal."""
+    if folder.exists():
+        raise UserError(f"{folder} exists already: name a new folder with --out")
+
+
+def base_command(config: BaseConfig) -> str:
+    """The command that makes this base."""
+    plain = BaseConfig()
+    flags = [
+        f" --{name} {getattr(config, name)}"
+        for name in ("seed", "steps", "batch", "lr", "threads")
+        if name in ("seed", "threads") or getattr(config, name) != getattr(plain, name)
+    ]
+    if config.mix != plain.mix:
+        raise ValueError("a base of another mix has no command line: the mix is part of the micro world")
+    return "vgrout micro base" + "".join(flags)

@@ -1,0 +1,98 @@
+"""The verbs of `vgrout micro`: train a base model, and measure what a base model does before any RL."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Literal
+
+from vgrout.env.grader import GRADER_VERSION
+from vgrout.evals import FREE
+from vgrout.inputs import check_prompt_lengths, load_data, load_policy, open_grader
+from vgrout.micro.base import BaseConfig, train_base
+from vgrout.micro.store import require_new, save_base
+from vgrout.presets import preset
+from vgrout.run.console import say
+from vgrout.run.disk import dumps, write_atomic
+from vgrout.run.progress import Progress
+from vgrout.session import evaluate_views, view_table
+
+
+def train_base_command(
+    out: Path = Path("out/micro/base"),
+    seed: int = 0,
+    steps: int = 600,
+    batch: int = 64,
+    lr: float = 6e-3,
+    threads: int = 2,
+) -> None:
+    """Trains a micro base model from scratch on the supervised corpus, which seeds the hacks that RL amplifies.
+
+    Args:
+        out: Folder to make.
+        seed: Seed of the weights, the corpus and the tokenizer.
+        steps: Optimizer steps.
+        batch: Samples of a step.
+        lr: Peak learning rate.
+        threads: Threads of torch.
+    """
+    require_new(out)
+    config = BaseConfig(seed=seed, steps=steps, batch=batch, lr=lr, threads=threads)
+    started = time.monotonic()
+    with Progress("training the micro base", total=steps) as bar:
+        model, tokenizer, curve = train_base(config, on_step=lambda done, loss: bar.update(done, f"loss {loss:.3f}"))
+    record = save_base(out, model, tokenizer, config, curve, time.monotonic() - started)
+    say(
+        f"trained a micro base of {record.parameters:,} parameters in {record.seconds:.0f} s, loss {curve[-1]:.3f} nats a "
+        f"token; use it with --model.name {out}, measure it with `vgrout micro rates --model {out}`"
+    )
+
+
+def rates_command(
+    model: str = "micro",
+    split: Literal["validation", "test"] = "validation",
+    samples: int = 2,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Measures a base model's hack and solve rates by mode, under train and eval markers and without a hint.
+
+    Args:
+        model: Folder of a base model, or micro for the one that ships.
+        split: Held-out tasks to use. Tuning looks at validation only.
+        samples: Samples of each prompt at temperature 1, so that rates are those that RL starts from.
+        seed: Seed of the sampling.
+        out: JSON file that receives counts and every answer.
+    """
+    config = preset("micro", "none")
+    config = dataclasses.replace(
+        config,
+        eval_problems=f"micro:{split}",
+        model=dataclasses.replace(config.model, name=model),
+        eval=dataclasses.replace(
+            config.eval, views=("base",), samples=samples, seed=seed, temperature=1.0, top_p=1.0, problems=None
+        ),
+    )
+    data = load_data(config)
+    loaded, policy = load_policy(config)
+    check_prompt_lengths(loaded, data.eval_prompts, config)
+    with open_grader(config, data.held_out) as grader:
+        result = evaluate_views(config, loaded, policy, grader, data.eval_prompts)
+    result |= {
+        "model": loaded.name,
+        "revision": loaded.revision,
+        "grader": GRADER_VERSION,
+        "split": split,
+        "seed": seed,
+    }
+    say(view_table(result, f"{loaded.name} ({loaded.revision}) before any RL, {split} split, temperature 1"))
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, dumps(result, "the rates"))
+    hinted = [row for row in result["rows"] if row["mode"] != FREE]
+    share = sum(row["exploited"] for row in hinted) / len(hinted)
+    say(
+        f"{len(result['rows'])} answers graded, {share:.3f} of the hinted ones hack"
+        + (f"; {out} has them" if out else "")
+    )

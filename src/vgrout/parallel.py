@@ -1,0 +1,165 @@
+"""Several runs side by side on one machine: a process each, one table for all of them, and a log file each.
+
+Processes are forked from a server that has imported the package once, because importing it costs more than a short
+run's first steps. A run that fails stops nothing: the others end, and then the failure is reported with its log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from vgrout.config import RunConfig
+from vgrout.run.folder import METRICS, RunFolder
+from vgrout.run.live import LiveTable
+from vgrout.run.logs import latest_metrics
+from vgrout.types import UserError
+
+POLL_SECONDS = 0.5
+
+
+@dataclass
+class Job:
+    """A run that was asked for, and its process once it has started."""
+
+    config: RunConfig[Any]
+    log: Path
+    process: ForkServerProcess | None = None
+    started: float = 0.0
+    seconds: float | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.config.name)
+
+    @property
+    def folder(self) -> Path:
+        return self.config.out / "runs" / self.name
+
+    @property
+    def state(self) -> str:
+        if self.process is None:
+            return "waiting"
+        if self.process.exitcode is None:
+            return "running"
+        return "finished" if self.process.exitcode == 0 else "FAILED"
+
+
+def run_side_by_side(configs: Sequence[RunConfig[Any]], *, jobs: int, title: str) -> list[RunFolder]:
+    """Trains and evaluates every configuration, `jobs` at a time, and returns their run folders in order.
+
+    Each needs a name of its own. Raises `UserError` with the first failed run's log once all have ended; on an
+    interrupt every process is stopped.
+    """
+    names = [c.name for c in configs]
+    if None in names or len(set(names)) != len(names):
+        raise ValueError(f"run_side_by_side: every run needs a name of its own, got {names}")
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}: expected at least one run at a time")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vgrout.train"])
+    table = [Job(c, c.out / "logs" / f"{c.name}.txt") for c in configs]
+    with one_thread_per_process(), LiveTable(title, LIVE_HEAD) as live:
+        try:
+            while not all(job.seconds is not None for job in table):
+                _advance(table, jobs, context.Process)
+                live.update([_line(job) for job in table])
+                time.sleep(POLL_SECONDS)
+        finally:
+            _stop(table)
+    if failed := [job for job in table if job.state == "FAILED"]:
+        last = failed[0].log.read_text(encoding="utf-8").strip().splitlines()[-1:] or ["it wrote nothing"]
+        raise UserError(
+            f"{len(failed)} of {len(table)} runs failed; {failed[0].name}: {last[0]} (whole log: {failed[0].log})"
+        )
+    return [RunFolder.open(job.folder) for job in table]
+
+
+def _advance(table: Sequence[Job], jobs: int, process: Callable[..., ForkServerProcess]) -> None:
+    """Notes the runs that have ended and starts as many as there is room for."""
+    for job in table:
+        if job.process is not None and job.seconds is None and job.process.exitcode is not None:
+            job.seconds = time.monotonic() - job.started
+            if job.state == "FAILED":
+                logger.error(f"{job.name} failed after {job.seconds:.0f} s: see {job.log}")
+    running = sum(job.state == "running" for job in table)
+    for job in [job for job in table if job.process is None][: jobs - running]:
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        job.process = process(target=train_quietly, args=(job.config, job.log), name=job.name)
+        job.started = time.monotonic()
+        job.process.start()
+
+
+def _stop(table: Sequence[Job]) -> None:
+    for job in table:
+        if job.process is not None and job.process.exitcode is None:
+            job.process.terminate()
+            job.process.join()
+
+
+def train_quietly(config: RunConfig[Any], log: Path) -> None:
+    """A child's work: the run, with everything that it prints in `log`. Exits 2 on a user's mistake, 1 on another error."""
+    from vgrout.run.console import setup_console
+    from vgrout.train import train
+
+    # File descriptors and not sys.stdout: libraries and the grader's server write to them directly.
+    with log.open("w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    setup_console()
+    try:
+        train(config)
+    except UserError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+
+
+@contextlib.contextmanager
+def one_thread_per_process():
+    """Children inherit the environment: a thread pool in each would only fight over the cores."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+LIVE_HEAD = ("run", "state", "step", "hack", "solve", "seconds")
+RECENT = 5
+
+
+def _line(job: Job) -> tuple[str, ...]:
+    """A run's line: hack of hinted and solve of hint-free prompts, both blocks acting, as means over the last steps."""
+    rows = latest_metrics(job.folder / METRICS, RECENT) if job.process is not None else []
+    step = f"{int(rows[-1]['step']) + 1 if rows else 0}/{job.config.steps}"
+    took = job.seconds
+    if took is None and job.process is not None:
+        took = time.monotonic() - job.started
+    return (
+        job.name,
+        job.state,
+        step,
+        _mean([row["hack_full"] for row in rows]),
+        _mean([row["solve_full"] for row in rows]),
+        "-" if took is None else f"{took:.0f}",
+    )
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    defined = [value for value in values if value is not None]
+    return f"{sum(defined) / len(defined):.2f}" if defined else "-"

@@ -1,0 +1,128 @@
+"""Presets: functions that return a whole configuration. Values are the specification's, and a gate compares them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from vgrout.adapter import AdapterConfig
+from vgrout.config import EnvConfig, EvalConfig, ModelConfig, RolloutConfig, RunConfig
+from vgrout.grpo import GrpoConfig
+from vgrout.interventions import intervention_class
+from vgrout.optim import OptimConfig
+from vgrout.types import UserError
+
+
+def smoke(intervention: str, **changes: Any) -> RunConfig[Any]:
+    """A real run in seconds: a tiny random Qwen3 on the built-in problems, half of each group from the teacher pool."""
+    return _preset(
+        "smoke",
+        intervention,
+        steps=6,
+        model=ModelConfig(name="tiny", dtype="fp32", threads=1),
+        env=EnvConfig(unhackable_frac=0.25, max_prompt_tokens=8192),
+        adapter=AdapterConfig(rank=4),
+        rollout=RolloutConfig(max_new=24, temperature=1.0, top_p=1.0, mix_ratio=0.5, max_rows=32),
+        grpo=GrpoConfig(prompts_per_step=2, group_size=4, beta=0.0, checkpoint_activations=False),
+        optim=OptimConfig(lr=1e-3, warmup_steps=2),
+        **changes,
+    )
+
+
+def demo(intervention: str, **changes: Any) -> RunConfig[Any]:
+    """The main job on the embedded default: smoke, long enough to watch the answers of the pool become likelier."""
+    base = smoke(intervention)
+    return dataclasses.replace(
+        base,
+        preset="demo",
+        steps=40,
+        grpo=dataclasses.replace(base.grpo, prompts_per_step=4, group_size=8),
+        optim=OptimConfig(lr=3e-3, warmup_steps=4),
+        **changes,
+    )
+
+
+def micro(intervention: str, **changes: Any) -> RunConfig[Any]:
+    """The micro world: a small trained code model learns to hack within minutes on a CPU."""
+    return _preset(
+        "micro",
+        intervention,
+        steps=75,
+        problems="micro",
+        checkpoint_every=25,
+        model=ModelConfig(name="micro", dtype="fp32", threads=1),
+        env=EnvConfig(unhackable_frac=0.5, max_prompt_tokens=256),
+        adapter=AdapterConfig(rank=8),
+        rollout=RolloutConfig(max_new=80, temperature=1.0, top_p=1.0),
+        grpo=GrpoConfig(prompts_per_step=16, group_size=8, token_budget=2048, checkpoint_activations=False),
+        optim=OptimConfig(lr=7e-4, warmup_steps=5),
+        eval=EvalConfig(markers=("train", "eval")),
+        **changes,
+    )
+
+
+_SCALE_OPTIM = OptimConfig(lr=3e-4, warmup_frac=0.2)
+
+
+def lite(intervention: str, **changes: Any) -> RunConfig[Any]:
+    """Qwen3-0.6B on one 24 GB GPU."""
+    return _preset(
+        "lite",
+        intervention,
+        steps=60,
+        model=ModelConfig(name="Qwen/Qwen3-0.6B", device="cuda"),
+        adapter=AdapterConfig(rank=16),
+        rollout=RolloutConfig(max_new=768, top_k=20, mix_ratio=0.125, teacher_off_step=20),
+        grpo=GrpoConfig(prompts_per_step=4, group_size=8),
+        optim=_SCALE_OPTIM,
+        **_BENCHMARK,
+        **changes,
+    )
+
+
+def fast(intervention: str, **changes: Any) -> RunConfig[Any]:
+    """Qwen3-4B, 60 steps."""
+    return _preset(
+        "fast",
+        intervention,
+        steps=60,
+        model=ModelConfig(name="Qwen/Qwen3-4B", device="cuda"),
+        rollout=RolloutConfig(max_new=1024, top_k=20, mix_ratio=0.125, teacher_off_step=30),
+        grpo=GrpoConfig(prompts_per_step=4, group_size=8),
+        optim=_SCALE_OPTIM,
+        **_BENCHMARK,
+        **changes,
+    )
+
+
+def full(intervention: str, **changes: Any) -> RunConfig[Any]:
+    """Qwen3-4B, the published budget."""
+    return _preset(
+        "full",
+        intervention,
+        steps=200,
+        model=ModelConfig(name="Qwen/Qwen3-4B", device="cuda"),
+        **_BENCHMARK,
+        **changes,
+    )
+
+
+_BENCHMARK: dict[str, Any] = {
+    "problems": "data/leetcode_train_medhard_filtered.jsonl",
+    "eval_problems": "data/leetcode_test_medhard.jsonl",
+}
+
+PRESETS: dict[str, Callable[..., RunConfig[Any]]] = {f.__name__: f for f in (smoke, demo, micro, lite, fast, full)}
+
+
+def preset(name: str, intervention: str) -> RunConfig[Any]:
+    """The preset's configuration with default settings of the intervention, or a `UserError` that lists the presets."""
+    if name not in PRESETS:
+        raise UserError(f"preset {name}: unknown; expected one of {', '.join(PRESETS)}")
+    return PRESETS[name](intervention)
+
+
+def _preset(name: str, intervention: str, **values: Any) -> RunConfig[Any]:
+    cls = intervention_class(intervention)
+    return RunConfig(preset=name, intervention=intervention, settings=cls.Settings(), **values)
