@@ -24,9 +24,10 @@ from _gate import Gate
 from _models import Gradients, adapted, block_grads, largest, lora, qwen3, step_of
 from vgrout.adapter import AdapterConfig, attach
 from vgrout.adapter.base import Adapter
-from vgrout.adapter.gradients import BlockSums, PerRollout, TokenIndex
+from vgrout.adapter.gradients import BlockSums, PerRollout
 from vgrout.adapter.lora2r import Lora2rLinear
 from vgrout.adapter.route import Route, constant, three_way
+from vgrout.adapter.tokens import TokenIndex
 from vgrout.policy import Policy, make_batch
 from vgrout.types import View
 
@@ -285,9 +286,9 @@ def _():
     refused = 0
     for bad in (-0.1, 1.1, float("nan"), float("inf")):
         for kwargs in ({"q_grad": bad}, {"d_grad": bad}, {"q_value": bad}):
-            values = {"q_grad": 1.0, "d_grad": 1.0} | kwargs
+            rows = {name: torch.tensor([value]) for name, value in ({"q_grad": 1.0, "d_grad": 1.0} | kwargs).items()}
             try:
-                Route(**{name: torch.tensor([value]) for name, value in values.items()})
+                Route(q_grad=rows["q_grad"], d_grad=rows["d_grad"], q_value=rows.get("q_value"))
             except ValueError as error:
                 assert next(iter(kwargs)) in str(error)
                 refused += 1

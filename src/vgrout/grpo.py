@@ -53,7 +53,7 @@ class GrpoConfig:
             ("prompts_per_step", self.prompts_per_step >= 1, "at least 1"),
             ("group_size", self.group_size >= 2, "at least 2: a group of one has no spread and teaches nothing"),
             ("clip", self.clip > 0, "above 0"),
-            ("beta", self.beta >= 0, "0 (no KL) or above"),
+            ("beta", 0 <= self.beta < float("inf"), "0 (no KL) or a positive number"),
             ("token_budget", self.token_budget >= 1, "at least 1"),
             ("logp_chunk", self.logp_chunk >= 1, "at least 1"),
         )
@@ -132,6 +132,15 @@ def policy_loss(
     """Per token `-min(rho A, clip(rho, 1 - clip, 1 + clip) A)` with `rho = exp(new - old)`, old from the sampling view."""
     ratio = (new - old).exp()
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+
+
+def clipped(
+    new: Float[Tensor, " n"], old: Float[Tensor, " n"], advantages: Float[Tensor, " n"], *, clip: float
+) -> Bool[Tensor, " n"]:
+    """Tokens that the clip cuts off: `rho > 1 + clip` with A > 0, or `rho < 1 - clip` with A < 0. No gradient but the
+    KL's reaches the policy from them."""
+    ratio = (new - old).exp()
+    return ((ratio > 1 + clip) & (advantages > 0)) | ((ratio < 1 - clip) & (advantages < 0))
 
 
 def kl_k3(new: Float[Tensor, " n"], reference: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -14,6 +14,7 @@ from typing import Any
 from vgrout.adapter.base import Adapter
 from vgrout.env.modes import MODES
 from vgrout.env.verdicts import Verdicts
+from vgrout.evals import FREE
 from vgrout.run.columns import Column, columns
 from vgrout.types import Rollout, StepRow, Verdict
 from vgrout.update import UpdateStats
@@ -84,6 +85,7 @@ def step_row(
         "length_mean": _mean([len(r.completion_ids) for r, _ in student]),
         "truncated_share": _mean([not r.finished for r, _ in student]),
         "kl": stats.kl_sum / stats.n_tokens if beta > 0 and stats.n_tokens else None,
+        "clip_frac": stats.n_clipped / stats.n_tokens if stats.n_tokens else None,
         "sampler_gap_mean": _mean(gaps),
         "sampler_gap_max": stats.gap_max,
         "lp_student": _mean(by_source["student"]),
@@ -93,11 +95,18 @@ def step_row(
         "share_rout": stats.n_rout / moving if moving else None,
         "loss": stats.loss if stats.n_tokens else None,
     }
+    for view in ("full", "deploy"):
+        of_view = [(r, v) for r, v in student if r.view == view]
+        values[f"hack_{view}"] = _mean([v.exploited for r, v in of_view if r.prompt.mode != FREE])
+        values[f"solve_{view}"] = _mean([v.gt_correct for r, v in of_view if r.prompt.mode == FREE])
     for mode in MODES:
         of_mode = [(r, v) for r, v in student if r.prompt.mode == mode]
         hack_solve = _hack_solve("student", of_mode)
         values |= {f"hack_{mode}": hack_solve["hack_student"], f"solve_{mode}": hack_solve["solve_student"]}
-    return StepRow(step, values | dict(measured) | {"step": step})
+    values |= measured
+    if not stats.n_tokens:  # a gradient that nothing was added to is not one of norm 0
+        values |= dict.fromkeys(("grad_norm", "grad_norm_deployed", "grad_norm_quarantine"))
+    return StepRow(step, values | {"step": step})
 
 
 def rollout_records(verdicts: Verdicts, stats: UpdateStats) -> list[dict[str, Any]]:

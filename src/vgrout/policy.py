@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vgrout.adapter.base import Adapter
-from vgrout.adapter.gradients import TokenIndex
+from vgrout.adapter.tokens import TokenIndex
 from vgrout.grpo import token_logps
 from vgrout.types import Rollout, View
 
@@ -127,9 +127,9 @@ class Policy:
                 layer.training = False
 
     def logps(self, batch: Batch) -> Float[Tensor, " n"]:
-        """Log-probabilities of the completion tokens under the adapter's current view, at the sampling temperature.
+        """Log-probabilities of the completion tokens under the adapter's current view or route, at the sampling temperature.
 
-        With activation checkpointing the backward must run inside the same view: it repeats the forward.
+        With activation checkpointing the backward must run inside the same view or route: it repeats the forward.
         """
         with self._checkpointing():
             hidden = self.backbone(input_ids=batch.tokens, use_cache=False).last_hidden_state

@@ -1,14 +1,16 @@
 """One step's gradients: loss, KL, backward, and which block each rollout's gradient reaches.
 
-Strategy `gradient`: every row is forwarded once, in the view it was sampled in, so the ratio to the old log-probabilities
-is 1 and no pass is spent on them; the route decides which block each rollout's gradient reaches, as an exact parameter
-mask in the one backward. Legal cells:
+The route's data, never the intervention's name, picks one of two strategies (`Route.needs_forward`). Legal cells:
 
-| strategy   | forward              | serves                                |
-|------------|----------------------|---------------------------------------|
-| `gradient` | as sampled (no value mask) | none, none_full, absorb, label_route |
+| strategy   | the route asks for                 | a row is run in   | ratio to          | serves                         |
+|------------|------------------------------------|-------------------|-------------------|--------------------------------|
+| `gradient` | parameter masks, values as sampled | its sampling view | itself: always 1  | none, none_full, absorb, label_route (its defaults) |
+| `forward`  | activation masks, or named values  | the route         | its sampling view | label_route (`mask` activation, `clean` zeroed)     |
 
-A route with a value mask (`Route.needs_forward`) asks for another forward than the sampling one and is refused here.
+Activation masks act inside the forward; parameter masks weigh each rollout's gradient as the one backward yields it. Old
+log-probabilities are `new.detach()` wherever a row's forward has the value of its sampling view: every row of `gradient`;
+of `forward`, those whose `q_value` is the sampling view's own (1 for full, 0 for deploy). The others take one more pass
+without gradient, in that view.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vgrout.adapter.gradients import BlockSums
-from vgrout.adapter.route import Route
-from vgrout.grpo import GrpoConfig, advantage, has_spread, kl_k3, policy_loss, token_weights
+from vgrout.adapter.route import Route, as_sampled
+from vgrout.grpo import GrpoConfig, advantage, clipped, has_spread, kl_k3, policy_loss, token_weights
 from vgrout.interventions.base import Intervention, Rows
 from vgrout.policy import Batch, Policy, micro_batches
 from vgrout.types import Group, Rollout, Seen
@@ -50,11 +52,13 @@ class UpdateStats:
     n_tokens: int = 0
     loss: float = 0.0
     kl_sum: float = 0.0
+    n_clipped: int = 0
+    """Tokens whose policy gradient the ratio clip has cut off."""
 
-    def note_logps(self, batch: Batch, rollouts: Sequence[Rollout], new: Float[Tensor, " n"]) -> None:
-        """Keeps what the metrics say of a batch's log-probabilities."""
-        self.n_tokens += len(new)
-        for i, logps in zip(batch.rows, new.cpu().split(batch.lengths.tolist()), strict=True):
+    def note_logps(self, batch: Batch, rollouts: Sequence[Rollout], old: Float[Tensor, " n"]) -> None:
+        """Keeps what the metrics say of a batch's log-probabilities in the views that it was sampled in."""
+        self.n_tokens += len(old)
+        for i, logps in zip(batch.rows, old.cpu().split(batch.lengths.tolist()), strict=True):
             self.mean_logp[i] = float(logps.mean())
             if rollouts[i].sampler_logps:
                 difference = (logps - torch.tensor(rollouts[i].sampler_logps)).abs()
@@ -83,20 +87,83 @@ def update(
     labels = None if seen.labels is None else torch.tensor(seen.labels).flatten()
     rows = Rows(advantages=A.flatten(), views=tuple(r.view for r in rollouts), labels=labels, step=step)
     route = intervention.route(rows)
-    if route.needs_forward:
-        raise ValueError(f"{type(intervention).__name__}: a route with a value mask needs a forward of its own")
     weights = route.block_weights(rows.views)
     if intervention.routed and config.advantage_baseline == "block":
         A = advantage(rewards, keep, deployed=weights[:, 0].view_as(rewards), std_norm=config.std_norm)
 
     stats = _route_stats(A.flatten(), route, weights)
     stats.n_zero_groups = int((~has_spread(rewards, keep)).sum())
-    policy.adapter.zero_grad()
     live = _rows_to_forward(weights, rewards, keep, config)
-    for batch in micro_batches(rollouts, live, token_budget=config.token_budget, device=policy.device):
-        with policy.adapter.view(batch.view):
-            _backward(policy, batch, rollouts, A.flatten(), weights, config, max_new, stats)
+    loss = StepLoss(policy, rollouts, A.flatten(), config, max_new, stats)
+    policy.adapter.zero_grad()
+    if route.needs_forward:
+        _forward_strategy(loss, live, route.resolve(rows.views), weights, as_sampled(rows.views))
+    else:
+        _gradient_strategy(loss, live, weights)
     return stats
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """The step's loss, of which each micro-batch adds its part."""
+
+    policy: Policy
+    rollouts: Sequence[Rollout]
+    A: Float[Tensor, " N"]
+    config: GrpoConfig
+    max_new: int
+    stats: UpdateStats
+
+    def batches(self, rows: Sequence[int]) -> list[Batch]:
+        """The micro-batches of these rows of the step, each of one sampling view."""
+        return micro_batches(self.rollouts, rows, token_budget=self.config.token_budget, device=self.policy.device)
+
+    def backward(self, batch: Batch, new: Float[Tensor, " n"], old: Float[Tensor, " n"]) -> None:
+        """Loss and backward of a batch, inside the view or route that `new` was computed in."""
+        config = self.config
+        A = self.A[list(batch.rows)].to(new)[batch.owner]
+        loss = policy_loss(new, old, A, clip=config.clip)
+        if config.beta > 0:
+            with torch.no_grad(), self.policy.adapter.view("base"):
+                reference = self.policy.logps(batch)
+            kl = kl_k3(new, reference)
+            self.stats.kl_sum += float(kl.detach().sum())
+            loss = loss + config.beta * kl
+        total = (loss * token_weights(batch.owner, batch.lengths, max_new=self.max_new, config=config)).sum()
+        total.backward()
+        self.stats.loss += float(total.detach())
+        self.stats.n_clipped += int(clipped(new.detach(), old, A, clip=config.clip).sum())
+        self.stats.note_logps(batch, self.rollouts, old)
+
+
+def _gradient_strategy(loss: StepLoss, live: Sequence[int], weights: Float[Tensor, "N 2"]) -> None:
+    """One pass: each row in its sampling view, its parameter gradients weighed block by block."""
+    policy = loss.policy
+    for batch in loss.batches(live):
+        masks = BlockSums(batch.index, weights[list(batch.rows)])
+        with policy.adapter.view(batch.view), policy.adapter.recording(masks):
+            new = policy.logps(batch)
+            loss.backward(batch, new, old=new.detach())
+
+
+def _forward_strategy(
+    loss: StepLoss, live: Sequence[int], route: Route, weights: Float[Tensor, "N 2"], sampled: Float[Tensor, " N"]
+) -> None:
+    """The route's own forward; rows whose value it changes are first run as they were sampled, for the ratio."""
+    assert route.q_value is not None
+    policy, adapter = loss.policy, loss.policy.adapter
+    changed = route.q_value != sampled
+    shares = weights if route.mask == "parameter" else torch.ones_like(weights)
+    for rerun in (False, True):
+        for batch in loss.batches([i for i in live if bool(changed[i]) == rerun]):
+            old = None
+            if rerun:
+                with torch.no_grad(), adapter.view(batch.view):
+                    old = policy.logps(batch)
+            masks = BlockSums(batch.index, shares[list(batch.rows)])
+            with adapter.routed(route.of(batch.rows), batch.index), adapter.recording(masks):
+                new = policy.logps(batch)
+                loss.backward(batch, new, old=new.detach() if old is None else old)
 
 
 def _rows_to_forward(weights: Tensor, rewards: Tensor, keep: Tensor, config: GrpoConfig) -> list[int]:
@@ -104,35 +171,6 @@ def _rows_to_forward(weights: Tensor, rewards: Tensor, keep: Tensor, config: Grp
     group_live = has_spread(rewards, keep) | (config.kl_on_zero_spread and config.beta > 0)
     live = (keep & group_live[:, None]).flatten() & (weights > 0).any(dim=1)
     return live.nonzero().flatten().tolist()
-
-
-def _backward(
-    policy: Policy,
-    batch: Batch,
-    rollouts: Sequence[Rollout],
-    A: Float[Tensor, " N"],
-    weights: Float[Tensor, "N 2"],
-    config: GrpoConfig,
-    max_new: int,
-    stats: UpdateStats,
-) -> None:
-    """Forward in the sampling view, loss, and the backward whose parameter gradients are routed as they appear."""
-    rows = torch.tensor(batch.rows)
-    with policy.adapter.recording(BlockSums(batch.index, weights[rows])):
-        new = policy.logps(batch)
-        old = new.detach()  # the forward is the sampling view's own
-        loss = policy_loss(new, old, A[rows].to(new)[batch.owner], clip=config.clip)
-        if config.beta > 0:
-            with torch.no_grad(), policy.adapter.view("base"):
-                reference = policy.logps(batch)
-            kl = kl_k3(new, reference)
-            stats.kl_sum += float(kl.detach().sum())
-            loss = loss + config.beta * kl
-        weight = token_weights(batch.owner, batch.lengths, max_new=max_new, config=config)
-        total = (loss * weight).sum()
-        total.backward()
-    stats.loss += float(total.detach())
-    stats.note_logps(batch, rollouts, new.detach())
 
 
 def _route_stats(A: Float[Tensor, " N"], route: Route, weights: Float[Tensor, "N 2"]) -> UpdateStats:

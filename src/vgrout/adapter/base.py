@@ -1,7 +1,8 @@
 """What every adapter shares: one real module per target linear, and one state object that they all read.
 
 Blocks are declared data (`Trainable.parts`), so decay toward init, norms, gradients, saving and controls are written
-once, here, for every adapter. Views, merging and recording are context managers: they restore on any exit and nest.
+once, here, for every adapter. Views, routes, merging and recording are context managers: they restore on any exit and
+nest. A view and a route each say what the whole forward is, so the inner one acts.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vgrout.adapter.route import BLOCKS
+from vgrout.adapter.route import BLOCKS, ForwardMasks, Route
+from vgrout.adapter.tokens import TokenIndex
 from vgrout.types import UserError, View
 
 TARGETS = frozenset(
@@ -42,7 +44,10 @@ TARGETS = frozenset(
 
 @runtime_checkable
 class Recorder(Protocol):
-    """Receives each adapted linear's factors of the parameter gradient, once, in the backward pass."""
+    """Receives each adapted linear's factors of the parameter gradient, once, in the backward pass.
+
+    Under a route, `h` and `grad_h` carry its factors of the backward, so dA = grad_h^T x and dB = grad_y^T h still hold.
+    """
 
     def collect(
         self,
@@ -59,6 +64,8 @@ class AdapterState:
     """What the adapted linears read in their forward; changed only through the context managers of `Adapter`."""
 
     view: View = "full"
+    masks: ForwardMasks | None = None
+    """Of the current route. Views put None here: without a route the forward never looks at it twice."""
     merged: View | None = None
     recorder: Recorder | None = None
 
@@ -130,31 +137,58 @@ class Adapter:
 
     @contextmanager
     def view(self, view: View) -> Generator[None]:
-        """The training forward of this view."""
-        before, self.state.view = self.state.view, view
-        try:
+        """The training forward of this view. Raises ValueError while another view is merged, which it cannot undo."""
+        if self.state.merged not in (None, view):
+            raise ValueError(f"adapter: view {view!r} asked for while {self.state.merged!r} is merged into the weights")
+        with self._holding(view=view, masks=None):
             yield
-        finally:
-            self.state.view = before
+
+    @contextmanager
+    def routed(self, route: Route, index: TokenIndex) -> Generator[None]:
+        """The training forward under this route: one row per rollout of the batch that `index` describes, resolved.
+
+        Value and activation masks act in here; a parameter mask is a `recording` with `Route.block_weights` beside it.
+        Raises ValueError while a view is merged, and for a route of another number of rollouts.
+        """
+        if self.state.merged is not None:
+            raise ValueError(f"adapter: a route was asked for while {self.state.merged!r} is merged into the weights")
+        if len(route.d_grad) != index.n:
+            raise ValueError(f"adapter: a route of {len(route.d_grad)} rollouts for a batch of {index.n}")
+        with self._holding(view="full", masks=route.spread(index)):
+            yield
 
     @contextmanager
     def recording(self, recorder: Recorder) -> Generator[None]:
         """Parameter gradients go to `recorder` instead of autograd's `.grad`; gradients of activations are unchanged."""
-        before, self.state.recorder = self.state.recorder, recorder
-        try:
+        with self._holding(recorder=recorder):
             yield
-        finally:
-            self.state.recorder = before
 
     @contextmanager
     def merged(self, view: View) -> Generator[None]:
-        """The model is a plain one with this view's weights: for sampling, where the adapter should cost nothing."""
+        """The model is a plain one with this view's weights: for sampling, where the adapter should cost nothing.
+
+        Raises ValueError under a route, which has no weights that could be merged.
+        """
+        if self.state.masks is not None:
+            raise ValueError(f"adapter: cannot merge {view!r} under a route, which has no weights of its own")
         before = self.state.merged
         try:
             self._load(view)
             yield
         finally:
             self._load(before)
+
+    @contextmanager
+    def _holding(self, **values: Any) -> Generator[None]:
+        """These fields of the state, put back on any exit."""
+        before = {name: getattr(self.state, name) for name in values}
+        try:
+            for name, value in values.items():
+                setattr(self.state, name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self.state, name, value)
 
     def _load(self, view: View | None) -> None:
         for module in self.modules:

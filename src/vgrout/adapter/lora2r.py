@@ -9,6 +9,11 @@ the blocks. A view resets a block to its *init*, never to zero: `deploy` uses (A
 Folded form: W' = W - B0 A0 is computed once, and y = W' x + bias + B_view (A_view x). It equals the form above in value
 and in every gradient, because each view keeps the init path of the blocks that it resets; KL at init is exactly 0 in
 both forms, because `base` runs the same operations in the same order.
+
+Under a route the branches carry factors, token by token: c_d and c_q of the net branches are v_d, v_q in the forward and
+f_d, f_q in the backward (vgrout.adapter.route). In the unfolded form this is c_d (B_d A_d - B0_d A0_d) x + c_q (...); in
+the folded one each init branch has the factor 1 - c, because W' has taken it away once. Either way it is one product of
+rank 4r with the factors on the rank axis.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vgrout.adapter.base import AdaptedLinear, Adapter, AdapterState, Trainable, target_linears
-from vgrout.adapter.route import BLOCKS
+from vgrout.adapter.route import BLOCKS, ForwardMasks
 from vgrout.types import UserError, View
 
 _SEED_STRIDE = 100_003
@@ -51,6 +56,45 @@ class _Branch(torch.autograd.Function):
         grad_h = grad_y @ B
         ctx.collect(x, h, grad_h, grad_y)
         return (grad_h @ A if ctx.needs_input_grad[0] else None), None, None, None
+
+
+class _MaskedBranch(torch.autograd.Function):
+    """B (v * A x) whose backward is that of B (f * A x), for factors v and f per token and group of rank entries.
+
+    A and B hold the trained factors and, behind them, the init's. Without a recorder (`collect` None) the gradients of A
+    and B go the usual way. That of v is the one of the forward; f has none, as it has no part in the value.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, A: Tensor, B: Tensor, v: Tensor, f: Tensor, collect: Callable[..., None] | None
+    ) -> Tensor:
+        h = F.linear(x, A)
+        ctx.save_for_backward(x, A, B, h, v, f)
+        ctx.collect = collect
+        return F.linear(_scale(h, v), B)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (grad_y,) = grads
+        x, A, B, h, v, f = ctx.saved_tensors
+        of_x, of_A, of_B, of_v = ctx.needs_input_grad[:4]
+        grad_branch = grad_y @ B
+        grad_v = (grad_branch * h).unflatten(-1, (v.shape[-1], -1)).sum(-1) if of_v else None
+        h, grad_h = _scale(h, f), _scale(grad_branch, f)
+        dA = dB = None
+        if ctx.collect is not None:
+            k = A.shape[0] // 2
+            ctx.collect(x, h[..., :k], grad_h[..., :k], grad_y)
+        else:
+            dA = grad_h.flatten(0, -2).T @ x.flatten(0, -2) if of_A else None
+            dB = grad_y.flatten(0, -2).T @ h.flatten(0, -2) if of_B else None
+        return (grad_h @ A if of_x else None), dA, dB, grad_v, None, None
+
+
+def _scale(h: Float[Tensor, "*R k4"], factors: Float[Tensor, "*R c"]) -> Float[Tensor, "*R k4"]:
+    """Multiplies each of the c equal groups of the rank axis by its own factor."""
+    return (h.unflatten(-1, (factors.shape[-1], -1)) * factors.unsqueeze(-1)).flatten(-2)
 
 
 class Lora2rLinear(AdaptedLinear):
@@ -111,6 +155,8 @@ class Lora2rLinear(AdaptedLinear):
         y = F.linear(x, self.weight, self.bias)
         if self.state.merged is not None:
             return y
+        if self.state.masks is not None:
+            return y + self._masked_branch(x, self.state.masks)
         A, B = (f.to(x.dtype) for f in self.factors(self.state.view))
         branch = self._branch(x, A, B)
         if not self.fold:
@@ -122,6 +168,19 @@ class Lora2rLinear(AdaptedLinear):
         if recorder is None or not torch.is_grad_enabled():
             return F.linear(F.linear(x, A), B)
         return _Branch.apply(x, A, B, partial(recorder.collect, self))
+
+    def _masked_branch(self, x: Float[Tensor, "R L i"], masks: ForwardMasks) -> Float[Tensor, "R L o"]:
+        """What the route adds to the frozen product."""
+        if masks.value.shape[:-1] != x.shape[:-1]:
+            shapes = f"{tuple(masks.value.shape[:-1])} tokens, the input of {self.name} has {tuple(x.shape[:-1])}"
+            raise ValueError(f"route: spread over {shapes}; a route must be spread over the batch that is run")
+        taken = float(self.fold)  # W' lacks each init branch once
+        v, f = (torch.cat([c, taken - c], dim=-1).to(x.dtype) for c in (masks.value, masks.flow))
+        A = torch.cat([self.A, self.A0]).to(x.dtype)
+        B = torch.cat([self.B, self.B0], dim=1).to(x.dtype)
+        recorder = self.state.recorder
+        collect = None if recorder is None or not torch.is_grad_enabled() else partial(recorder.collect, self)
+        return _MaskedBranch.apply(x, A, B, v, f, collect)
 
 
 def attach_lora2r(model: nn.Module, *, rank: int, init_seed: int, fold: bool = True) -> Adapter:

@@ -61,7 +61,7 @@ class Intervention:
         return torch.tensor(seen.rewards, dtype=torch.float32), torch.tensor(seen.keep)
 
     def route(self, rows: Rows) -> Route:
-        """Which block each rollout's gradient reaches."""
+        """Which block each rollout's gradient reaches, and which blocks act in its forward."""
         raise NotImplementedError(f"{type(self).__name__} must say which block each rollout trains")
 
     def edit_gradients(self, adapter: Adapter) -> None:

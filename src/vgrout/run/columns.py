@@ -61,6 +61,27 @@ _BEFORE_MODES = (
     ),
 )
 
+_BY_VIEW = tuple(
+    column
+    for view, acting in (("full", "with both blocks"), ("deploy", "quarantine-ablated"))
+    for column in (
+        Column(
+            f"hack_{view}",
+            f"hack_student of the hinted rows sampled {acting}",
+            "share",
+            ".3f",
+            f"no graded hinted student row sampled in the {view} view",
+        ),
+        Column(
+            f"solve_{view}",
+            f"solve_student of the hint-free rows sampled {acting}",
+            "share",
+            ".3f",
+            f"no graded hint-free student row sampled in the {view} view",
+        ),
+    )
+)
+
 _AFTER_MODES = (
     Column("n_infra", "rows masked because the grader failed for reasons of the machine", "rows", "d", "", "infra"),
     Column("n_zero_groups", "groups without reward spread, skipped", "groups", "d", "", "zero_g"),
@@ -78,10 +99,27 @@ _AFTER_MODES = (
     Column(
         "kl", "k3 estimate of the KL to the base view, per token", "nats", ".2e", "beta is 0 or nothing was trained"
     ),
-    Column("sampler_gap_mean", "mean |sampler - trainer log-prob| of a token", "nats", ".1e", NO_STUDENTS, "gap"),
+    Column("clip_frac", "trained tokens that the ratio clip cuts off", "share", ".3f", NO_UPDATE, "clip"),
+    Column(
+        "sampler_gap_mean",
+        "mean over rows of the row's mean |sampler - trainer log-prob| of a token",
+        "nats",
+        ".1e",
+        NO_STUDENTS,
+        "gap",
+    ),
     Column("sampler_gap_max", "largest |sampler - trainer log-prob| of a token", "nats", ".1e", NO_STUDENTS, "gap_max"),
-    Column("lp_student", "mean token log-prob of the trained student rows", "nats", ".3f", "none was trained", "lp_s"),
-    Column("lp_teacher", "mean token log-prob of the trained teacher rows", "nats", ".3f", "none was trained", "lp_t"),
+    *(
+        Column(
+            f"lp_{source}",
+            f"mean over trained {source} rows of the row's mean token log-prob",
+            "nats",
+            ".3f",
+            "none was trained",
+            f"lp_{source[0]}",
+        )
+        for source in ("student", "teacher")
+    ),
     Column("share_keep", "trained rows routed to the deployed block alone", "share", ".3f", NO_UPDATE, "keep"),
     Column("share_mid", "trained rows routed to both blocks", "share", ".3f", NO_UPDATE, "mid"),
     Column("share_rout", "trained rows routed to the quarantine alone", "share", ".3f", NO_UPDATE, "rout"),
@@ -99,7 +137,7 @@ def columns(modes: Sequence[str]) -> tuple[Column, ...]:
         null = f"no graded student row in mode {mode}"
         per_mode.append(Column(f"hack_{mode}", f"hack_student of the rows in mode {mode}", "share", ".3f", null))
         per_mode.append(Column(f"solve_{mode}", f"solve_student of the rows in mode {mode}", "share", ".3f", null))
-    table = (*_BEFORE_MODES, *per_mode, *_AFTER_MODES)
+    table = (*_BEFORE_MODES, *_BY_VIEW, *per_mode, *_AFTER_MODES)
     names = [column.name for column in table]
     if len(set(names)) != len(names):
         raise ValueError(f"a column is declared twice: {sorted({n for n in names if names.count(n) > 1})}")
