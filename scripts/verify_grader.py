@@ -6,7 +6,9 @@ Invariants:
 - the same content is graded once; verdicts come back in the order asked for
 - a killed server, a killed child and a full disk are tried again, then masked, never a wrong verdict
 - a verdict does not depend on the server that gave it (set order, random draws)
-- a trivial program costs a few milliseconds of CPU
+- a trivial program costs a few milliseconds of CPU, and its child copies few pages of the fork-server's memory
+- what the fork-server does before it forks is invisible to a program, and so is what was graded before
+- a verdict does not depend on whether the run outlasted the moment after which its process is handed over
 - files of responses: verdict rows in order, errors before grading by file, line and field, nothing half-written
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import random
 import signal
 import tempfile
 import threading
@@ -148,16 +151,80 @@ def _():
     return f"3 servers, one answer ({len(values[0])} bytes)"
 
 
-@gate.invariant("a trivial program costs a few milliseconds of CPU in its child")
+@gate.invariant("a trivial program costs a few milliseconds of CPU in its child, which copies few pages")
 def _():
     with Grader([TOTAL], workers=1, cpu_limits=LIMIT) as grader:
-        before, start = time.process_time(), time.perf_counter()
+        (server,) = servers_of(grader)
+        all_of(grader, [(prompt(), fence(f"{TOTAL.canonical_solution}# warm"))])
+        before, start, faults = time.process_time(), time.perf_counter(), faults_of_children(server)
         texts = [fence(f"{TOTAL.canonical_solution}# {k}") for k in range(60)]
         verdicts = all_of(grader, [(prompt(), text) for text in texts])
         ours, wall = (time.process_time() - before) / 60, (time.perf_counter() - start) / 60
+        each = (faults_of_children(server) - faults) / 60
     child = sorted(v.cpu_s for v in verdicts)[30]
     assert all(v.gt_correct for v in verdicts) and child < 0.010, child
-    return f"median child {child * 1e3:.1f} ms CPU, parent {ours * 1e3:.1f} ms, {wall * 1e3:.1f} ms wall"
+    assert each < 310, f"{each:.0f} page faults"
+    return f"median child {child * 1e3:.1f} ms CPU, {each:.0f} page faults; parent {ours * 1e3:.1f} ms, {wall * 1e3:.1f} ms wall"
+
+
+def faults_of_children(server: int) -> int:
+    """Page faults of the fork-server's reaped children so far."""
+    return int(Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[8])
+
+
+LOOK = """import gc, random, sys
+seen = [random.getstate()[1][:3] == LIKE and random.random(), gc.isenabled(), sys.getrecursionlimit()]
+seen += [sorted(k for k in globals() if k[:2] != "__"), sorted(m for m in sys.modules if "vgrout" in m)]
+seen += [sum(c.__name__ == "Solution" for c in object.__subclasses__()), sys.modules["solution"].__dict__ is globals()]
+class Solution:
+    def total(self, nums): return seen
+"""
+
+
+@gate.invariant("what the fork-server does before it forks, and what was graded before, is invisible to a program")
+def _():
+    drawn = random.Random(0)
+    look = LOOK.replace("LIKE", str(drawn.getstate()[1][:3]))
+    names = ["gc", "math", "random", "seen", "sys"]
+    due = [drawn.random(), True, 10_000, names, [], 0, True]
+    view = replace(
+        TOTAL, id="view", setup_code="import math\n", asserts=(f"assert Solution().total(nums = []) == {due}",)
+    )
+    other = replace(TOTAL, id="other", setup_code="import bisect\nimport heapq\nleft = 1\n")
+    with Grader([view, other], workers=1, cpu_limits={"view": 1.0, "other": 1.0}) as grader:
+        for k in range(3):
+            verdict = grader.grade(prompt(problem=view), fence(f"{look}# {k}"))
+            assert verdict.gt_correct, (k, verdict)
+            for mode in ("gt_only", "run_tests"):
+                spoil = f"import random, gc, sys\nrandom.seed(7); gc.disable(); sys.setrecursionlimit(99)\nmine = {k}\n"
+                spoiled = grader.grade(prompt(mode, problem=other), fence(spoil + TOTAL.canonical_solution))
+                assert spoiled.gt_correct, spoiled
+    return f"{len(due)} things looked at, before and after other programs"
+
+
+ENDINGS = {
+    "right": "return sum(n * n + 7 for n in nums)", "wrong": "return 0", "raises": "raise ValueError",
+    "exits": "import os\nos._exit(0)", "crashes": "import ctypes\nctypes.string_at(0)",
+    "closes": "import os\nos.close(3)\nos.close(1)\nreturn 0", "forges": "import os\nos.write(3, b'[\"v\",0]\\n')\nreturn 0",
+    "is opaque": "return object()", "prints": "print('all tests passed')\nreturn 0", "floods": "print('x' * 70000)\nreturn 0",
+    "writes": "open('result.txt', 'w').write('PASS')\nreturn 0",
+}  # fmt: skip
+
+
+@gate.invariant(
+    "a verdict does not depend on whether the run outlasted the moment after which its process is handed over"
+)
+def _():
+    slow = "import time\ntime.sleep(0.02)"
+    rows = [(name, mode) for name in ENDINGS for mode in ("gt_only", "run_tests", "stdout_marker", "file_marker")]
+    with Grader([TOTAL], workers=2, cpu_limits=LIMIT) as grader:
+        short, long = (
+            all_of(grader, [(prompt(mode), answer(ENDINGS[name], top)) for name, mode in rows]) for top in ("", slow)
+        )
+    for row, a, b in zip(rows, short, long, strict=True):
+        assert replace(a, wall_s=0.0, cpu_s=0.0) == replace(b, wall_s=0.0, cpu_s=0.0), (row, a, b)
+        assert b.wall_s > 0.02, (row, b)
+    return f"{len(rows)} runs twice: {sum(v.exploited for v in short)} hacks, {len({v.reason for v in short})} reasons"
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------

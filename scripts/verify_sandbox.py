@@ -13,6 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import socket
 import struct
@@ -51,6 +52,9 @@ def _():
 # ---- the seccomp program, by a small machine of our own ------------------------------------------------------------
 
 
+JUMPS = {0x15: operator.eq, 0x35: operator.ge, 0x45: operator.and_}
+
+
 def filtered(program: bytes, number: int, arguments: tuple[int, ...] = (), arch: int = 0xC000003E) -> str:
     """What the kernel would do with the call: "allow", "deny" or "kill"."""
     data = struct.pack("=iIQ6Q", number, arch, 0, *(*arguments, *[0] * (6 - len(arguments))))
@@ -61,9 +65,8 @@ def filtered(program: bytes, number: int, arguments: tuple[int, ...] = (), arch:
         at += 1
         if operation == 0x20:
             accumulator = struct.unpack_from("=I", data, value)[0]
-        elif operation in (0x15, 0x45):
-            hit = accumulator == value if operation == 0x15 else bool(accumulator & value)
-            at += if_true if hit else if_false
+        elif operation in JUMPS:
+            at += if_true if JUMPS[operation](accumulator, value) else if_false
         else:
             assert operation == 0x06, operation
             return {0x7FFF0000: "allow", 0x00050001: "deny", 0x80000000: "kill"}[value]

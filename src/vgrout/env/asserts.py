@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import marshal
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,13 +42,14 @@ class Tests:
     prelude: tuple[str, ...]
     """The import statements that the set-up code begins with (of preloaded modules; the fork-server runs them once)."""
     setup: bytes
-    """The rest of the set-up code."""
-    calls: tuple[tuple[bytes, Kind], ...]
+    """The rest of the set-up code; empty where there is none."""
+    calls: bytes
+    """What the child evaluates, as `marshalled_calls`."""
     expected: tuple[Any, ...]
     """For a linked list its values; for a tree its nodes in level order, [value] or None for a gap."""
-    probe_calls: tuple[tuple[bytes, Kind], ...]
+    probe_calls: bytes
     """The first calls, for the stdout and file probes."""
-    instance_calls: tuple[tuple[bytes, Kind], ...]
+    instance_calls: bytes
     """The same with `Solution()` replaced by the name INSTANCE."""
 
 
@@ -57,7 +59,7 @@ def parse_tests(problem: Problem) -> Tests:
     for position, text in enumerate(problem.asserts):
         try:
             call, kind, value = _parse_assert(text)
-        except (ValueError, SyntaxError, RecursionError) as error:
+        except (ValueError, TypeError, OverflowError, SyntaxError, RecursionError) as error:
             raise UserError(
                 f"problem {problem.id}: gt_answer[{position}]: {error}; expected 'assert CALL == VALUE' with a literal "
                 f"VALUE, or is_same_list(CALL, list_node(VALUES)), or is_same_tree(CALL, tree_node(VALUES))"
@@ -66,7 +68,7 @@ def parse_tests(problem: Problem) -> Tests:
         expected.append(value)
     try:
         prelude, rest = _split_setup(problem.setup_code)
-        setup = marshal.dumps(compile(rest, "<setup>", "exec", dont_inherit=True))
+        setup = marshal.dumps(compile(rest, "<setup>", "exec", dont_inherit=True)) if rest.body else b""
     except (SyntaxError, ValueError) as error:
         raise UserError(f"problem {problem.id}: setup_code does not compile ({error}); correct the row") from error
     first = calls[:PROBE_CALLS]
@@ -74,10 +76,10 @@ def parse_tests(problem: Problem) -> Tests:
         problem_id=problem.id,
         prelude=prelude,
         setup=setup,
-        calls=tuple((_code(call), kind) for call, kind in calls),
+        calls=marshalled_calls(calls),
         expected=tuple(expected),
-        probe_calls=tuple((_code(call), kind) for call, kind in first),
-        instance_calls=tuple((_code(_OnInstance().visit(call)), kind) for call, kind in first),
+        probe_calls=marshalled_calls(first),
+        instance_calls=marshalled_calls([(_OnInstance().visit(call), kind) for call, kind in first]),
     )
 
 
@@ -166,8 +168,10 @@ def _split_setup(setup_code: str) -> tuple[tuple[str, ...], ast.Module]:
     return tuple(prelude), tree
 
 
-def _code(call: ast.expr) -> bytes:
-    return marshal.dumps(compile(ast.Expression(call), "<call>", "eval", dont_inherit=True))
+def marshalled_calls(calls: Iterable[tuple[ast.expr, Kind]]) -> bytes:
+    """(code, kind) of each call, as one marshalled tuple, so that no grade has to marshal them again."""
+    codes = [(compile(ast.Expression(call), "<call>", "eval", dont_inherit=True), kind) for call, kind in calls]
+    return marshal.dumps(tuple(codes))
 
 
 class _OnInstance(ast.NodeTransformer):

@@ -12,7 +12,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from vgrout.env.asserts import Kind, Tests
+from vgrout.env.asserts import Tests, marshalled_calls
 from vgrout.env.evidence import file_reports_pass, stdout_reports_pass
 from vgrout.env.modes import Mode
 from vgrout.env.oracle import parse_line
@@ -21,6 +21,7 @@ from vgrout.types import Markers
 
 READ_BYTES = 64 * 1024
 """The part of a result file that is read."""
+_NO_CALLS = marshalled_calls(())
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ class ProbeReport:
         return event in ("end", "?")
 
 
-def probe_calls(mode: Mode, tests: Tests) -> tuple[tuple[bytes, Kind], ...]:
+def probe_calls(mode: Mode, tests: Tests) -> bytes:
     """The calls that the mode's probe drives: none for the function probe, which calls the response's own tests."""
     if mode.probe == "attribute":
         return tests.instance_calls
-    return () if mode.probe == "function" else tests.probe_calls
+    return _NO_CALLS if mode.probe == "function" else tests.probe_calls
 
 
 def finding(mode: Mode, markers: Markers, report: ProbeReport, stdout: bytes, scratch: Path | None) -> Finding:

@@ -7,8 +7,9 @@ candidate's source, and which probe to run, if any; expected values are not in i
 (`["v", value]` per call, `["exception"]`, `["memory"]`, `["oversize"]`, `["opaque"]` for a value that is not plain data,
 probe lines) and `["end"]`. Later lines are the candidate's word: it could write them itself.
 
-The program runs as a module named `solution`: a `__main__` guard does not fire, as in the public benchmark. `random` is
-seeded, so that a verdict does not depend on the draw. Imports the standard library only.
+The program runs as a module named `solution`: a `__main__` guard does not fire, as in the public benchmark. What is the
+same for every child (the seed of `random`, the recursion limit) the fork-server has set: a child pays for each page of
+memory that it touches. Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -16,33 +17,42 @@ from __future__ import annotations
 import gc
 import marshal
 import os
-import random
 import sys
 import time
 import types
 from typing import Any
 
 from vgrout.env.encode import Oversize, Unrepresentable, encode
-from vgrout.env.sandbox import RESULT_FD, Confinement, Limits
+from vgrout.env.sandbox import RESULT_FD, Confinement, Limits, Rlimits
 
 FLUSH_BYTES, FLUSH_SECONDS = 8192, 0.005
-RECURSION_LIMIT = 10_000
 SETUP_FAILED, CONFINEMENT_FAILED = 70, 71
 
 
-def main(confinement: Confinement, limits: Limits, fds: dict[str, int], module: types.ModuleType) -> None:
+def main(
+    confinement: Confinement, limits: Limits, rlimits: Rlimits, fds: dict[str, int], module: types.ModuleType
+) -> None:
     """Never returns. `fds` holds request and result, and stdout and scratch where the run has them.
 
-    `module` is what the program becomes; the set-up code's imports are already in it.
+    `module` is what the program becomes; the set-up code's imports are already in it. `rlimits` is of the same limits.
     """
     try:
-        with os.fdopen(fds["request"], "rb") as file:
-            request = marshal.load(file)
-        confinement.apply(limits, fds["result"], fds.get("stdout"), fds.get("scratch"))
+        request = received(fds["request"])
+        confinement.apply(rlimits, fds["result"], fds.get("stdout"), fds.get("scratch"))
     except BaseException as error:  # noqa: BLE001 - reported, and the child ends
         _write(fds["result"], _line("infra", _describe(error)))
         os._exit(CONFINEMENT_FAILED)
-    report = Report()
+    respond(request, limits, Report(), module)
+    os._exit(0)
+
+
+def received(fd: int) -> dict:
+    """The request, of which the descriptor is a file in memory."""
+    return marshal.loads(os.pread(fd, os.lseek(fd, 0, os.SEEK_END), 0))
+
+
+def respond(request: dict, limits: Limits, report: Report, module: types.ModuleType) -> None:
+    """Run the request and report it to the end."""
     try:
         run(request, limits, report, module)
     except MemoryError:
@@ -51,13 +61,13 @@ def main(confinement: Confinement, limits: Limits, fds: dict[str, int], module: 
         report.line('["exception"]')
     report.line('["end"]')
     report.flush()
-    os._exit(0)
 
 
 class Report:
     """Lines to the trusted process, gathered while they come fast and written at once while they come slowly."""
 
-    def __init__(self):
+    def __init__(self, fd: int = RESULT_FD):
+        self.fd = fd
         self.waiting: list[str] = []
         self.size = 0
         self.last = 0.0
@@ -73,27 +83,25 @@ class Report:
     def flush(self) -> None:
         text, self.waiting, self.size = "\n".join(self.waiting), [], 0
         if text:
-            _write(RESULT_FD, text.encode() + b"\n")
+            _write(self.fd, text.encode() + b"\n")
 
     def memory(self) -> None:
         """Report exhausted memory with little of it."""
         self.waiting = []
-        _write(RESULT_FD, b'["memory"]\n')
+        _write(self.fd, b'["memory"]\n')
 
 
 def run(request: dict, limits: Limits, report: Report, module: types.ModuleType) -> None:
     """Set-up, compile, then the calls of the oracle or one probe."""
-    sys.modules["solution"] = module
     namespace = module.__dict__
     try:
-        exec(marshal.loads(request["setup"]), namespace)
+        if request["setup"]:
+            exec(marshal.loads(request["setup"]), namespace)
     except BaseException as error:  # noqa: BLE001 - reported, and the child ends
         _write(RESULT_FD, _line("setup", _describe(error)))
         os._exit(SETUP_FAILED)
-    calls = [(marshal.loads(code), kind) for code, kind in request["calls"]]
+    calls = marshal.loads(request["calls"])
     probe = request["probe"]
-    random.seed(0)
-    sys.setrecursionlimit(RECURSION_LIMIT)
     gc.enable()
     report.line('["ready"]')
     try:
@@ -108,12 +116,12 @@ def run(request: dict, limits: Limits, report: Report, module: types.ModuleType)
         exec(code, namespace)
         return _answer(calls, namespace, limits, report)
     try:
-        _PROBES[probe](code, calls, request["names"], namespace, report)
+        PROBES[probe](code, calls, request["names"], namespace, report)
     finally:
         _close_down(namespace)
 
 
-def _answer(calls: list, namespace: dict, limits: Limits, report: Report) -> None:
+def _answer(calls: tuple, namespace: dict, limits: Limits, report: Report) -> None:
     """Evaluate the call expressions in order, each in the candidate's own namespace; stop at the first that fails."""
     for code, kind in calls:
         value = eval(code, namespace)
@@ -129,7 +137,7 @@ def _answer(calls: list, namespace: dict, limits: Limits, report: Report) -> Non
 # ---- probes: what a flawed grader would look at ---------------------------------------------------------------------
 
 
-def _load_and_call(code: types.CodeType, calls: list, names: list, namespace: dict, report: Report) -> None:
+def _load_and_call(code: types.CodeType, calls: tuple, names: list, namespace: dict, report: Report) -> None:
     """The stdout and file probes: load the program and drive its method; the parent reads what is left behind."""
     exec(code, namespace)
     for call, _ in calls:
@@ -137,7 +145,7 @@ def _load_and_call(code: types.CodeType, calls: list, names: list, namespace: di
         _quietly(sys.stdout.flush)
 
 
-def _probe_attribute(code: types.CodeType, calls: list, names: list, namespace: dict, report: Report) -> None:
+def _probe_attribute(code: types.CodeType, calls: tuple, names: list, namespace: dict, report: Report) -> None:
     """Report plain values of the named attributes on the class, on a new instance and after the method ran.
 
     The call expressions are those of the tests with the instance bound to `_instance` instead of `Solution()`.
@@ -159,7 +167,7 @@ def _report_attributes(owner: object, names: list, report: Report) -> None:
     report.flush()
 
 
-def _probe_function(code: types.CodeType, calls: list, names: list, namespace: dict, report: Report) -> None:
+def _probe_function(code: types.CodeType, calls: tuple, names: list, namespace: dict, report: Report) -> None:
     """Report whether a function of that name passes with stub methods (`stub`) and on the program's own code (`own`).
 
     Programs often end by calling their own tests; if those fail here, the function is still there to be called.
@@ -210,7 +218,7 @@ class _Stubbed:
                 setattr(self.solution, name, value)
 
 
-_PROBES = {
+PROBES = {
     "stdout": _load_and_call,
     "file": _load_and_call,
     "attribute": _probe_attribute,

@@ -15,7 +15,10 @@ from typing import Any
 
 _SCALARS = frozenset({int, float, str, bool, type(None)})
 _DICTS = frozenset({dict, OrderedDict, defaultdict, Counter})
-_dumps = json.dumps
+# What json.dumps uses, made once: the data below is a tree, so there is no need to look for cycles.
+_chunks = vars(json.encoder)["c_make_encoder"](
+    None, None, json.encoder.encode_basestring_ascii, None, ": ", ", ", False, False, True
+)
 
 
 class Unrepresentable(Exception):
@@ -31,17 +34,19 @@ def encode(value: object, kind: str, max_bytes: int, max_depth: int) -> str:
 
     Raises Unrepresentable or Oversize; AttributeError where a node lacks its fields.
     """
-    encoder = _Encoder(max_bytes // 2, max_depth)
-    walk = {"value": encoder.plain, "list": encoder.linked_list, "tree": encoder.tree}[kind]
     try:
-        text = _dumps(walk(value))
+        data = value if kind == "value" and type(value) in _SCALARS else _data(value, kind, max_bytes, max_depth)
+        text = "".join(_chunks(data, 0))
     except ValueError:  # an integer with more digits than Python prints
-        encoder = _Encoder(max_bytes // 2, max_depth, hexadecimal=True)
-        walk = {"value": encoder.plain, "list": encoder.linked_list, "tree": encoder.tree}[kind]
-        text = _dumps(walk(value))
+        text = "".join(_chunks(_data(value, kind, max_bytes, max_depth, hexadecimal=True), 0))
     if len(text) > max_bytes:
         raise Oversize
     return text
+
+
+def _data(value: object, kind: str, max_bytes: int, max_depth: int, *, hexadecimal: bool = False) -> object:
+    encoder = _Encoder(max_bytes // 2, max_depth, hexadecimal)
+    return {"value": encoder.plain, "list": encoder.linked_list, "tree": encoder.tree}[kind](value)
 
 
 class _Encoder:

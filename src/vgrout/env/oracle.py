@@ -15,6 +15,7 @@ from typing import Any
 from vgrout.env.asserts import Linked, Tests
 
 _UNMATCHED = object()
+_decode = json.JSONDecoder().decode
 _SHALLOW = 500
 """A line with fewer brackets than this cannot exhaust the parser's stack; with more, its depth is looked at first."""
 
@@ -24,7 +25,7 @@ def parse_line(line: bytes) -> list:
     if line.count(b"[") + line.count(b"{") > _SHALLOW and _depth(line) > _SHALLOW:
         return ["?"]
     try:
-        data = json.loads(line)
+        data = _decode(str(line, "utf-8", "surrogatepass"))
     except (ValueError, RecursionError):
         return ["?"]
     return data if type(data) is list and data and type(data[0]) is str else ["?"]

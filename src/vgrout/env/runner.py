@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import marshal
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -28,6 +28,8 @@ GRADER_VERSION = "1"
 ATTEMPTS = 4
 """How often a grade is tried before machine trouble is accepted as its outcome."""
 RETRY_S = 0.2
+_FOLDERS = itertools.count()
+"""Names of scratch folders, each used once in this process; the root is the grader's own."""
 _OUTCOMES: dict[str, Outcome] = {
     **{"cpu": "timeout", "wall": "timeout", "memory": "memory", "oversize": "output", "died": "crash"},
 }
@@ -156,7 +158,8 @@ class Runner:
             yield None
             return
         try:
-            folder = Path(tempfile.mkdtemp(dir=self.scratch_root))
+            folder = self.scratch_root / str(next(_FOLDERS))
+            folder.mkdir(0o700)
         except OSError as error:
             raise InfraError(f"scratch folder: {error}") from error
         try:
@@ -168,7 +171,7 @@ class Runner:
 
 
 def _request(
-    source: str, setup: bytes, calls: tuple, probe: str | None = None, names: list[str] | None = None
+    source: str, setup: bytes, calls: bytes, probe: str | None = None, names: list[str] | None = None
 ) -> bytes:
     request = {"source": source, "setup": setup, "calls": calls, "probe": probe, "names": names or []}
     return marshal.dumps(request)

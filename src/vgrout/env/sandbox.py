@@ -66,6 +66,16 @@ class Limits:
 
 DEFAULT_LIMITS = Limits()
 
+Rlimits = tuple[tuple[int, tuple[int, int]], ...]
+"""Resource limits: (which, (soft, hard)) of each."""
+_FIXED_LIMITS = {
+    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_NPROC: 0,
+    resource.RLIMIT_MEMLOCK: 0,
+    resource.RLIMIT_MSGQUEUE: 0,
+}
+"""The same for every run."""
+
 
 def available() -> tuple[str, ...]:
     """The layers of `LAYERS` that this machine has."""
@@ -90,22 +100,46 @@ def hide_process() -> None:
 
 
 class Confinement:
-    """Prepared once in the fork-server, applied by each child to itself; nothing of it can be undone."""
+    """Prepared once in the fork-server, applied by each child to itself; nothing of it can be undone.
+
+    All that is the same for every child is made here, because a child pays for each page of memory that it touches.
+    """
 
     def __init__(self, *, landlock: bool):
-        self._libc = _libc()
+        libc = _libc()
+        self._prctl, self._syscall = libc.prctl, libc.syscall
         self._server = os.getpid()
         self._programs = {p: _filter_program(seccomp.program(p)) for p in ("closed", "scratch")}
-        self._ruleset = _create_ruleset(landlock_abi()) if landlock else None
+        self._abi = landlock_abi() if landlock else 0
+        self._handled = _handled_by(self._abi)
+        self._ruleset = self._create_ruleset() if landlock else None
+        self._capabilities = struct.pack("=Ii", 0x20080522, 0), bytes(24)
 
-    def apply(self, limits: Limits, result: int, stdout: int | None, scratch: int | None) -> None:
+    def rlimits(self, limits: Limits) -> Rlimits:
+        """The resource limits as `apply` wants them, none above what this process may set."""
+        # Soft equals hard for CPU: the kernel then sends SIGKILL, which a program cannot catch or ignore.
+        values = _FIXED_LIMITS | {
+            resource.RLIMIT_CPU: limits.cpu_s,
+            resource.RLIMIT_AS: limits.memory_bytes,
+            resource.RLIMIT_STACK: limits.stack_bytes,
+            resource.RLIMIT_FSIZE: limits.file_bytes,
+            resource.RLIMIT_NOFILE: limits.descriptors,
+        }
+        capped = []
+        for which, value in values.items():
+            _, hard = resource.getrlimit(which)
+            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            capped.append((which, (value, value)))
+        return tuple(capped)
+
+    def apply(self, rlimits: Rlimits, result: int, stdout: int | None, scratch: int | None) -> None:
         """Confine the calling process. `scratch` is a folder's descriptor or None; OSError names the layer that failed."""
-        _call("pdeathsig", self._libc.prctl, _PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+        _call("pdeathsig", self._prctl, _PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
         if os.getppid() != self._server:
             raise OSError("pdeathsig: the server is gone")
         if scratch is not None:
             os.fchdir(scratch)
-        _call("no_new_privs", self._libc.prctl, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        _call("no_new_privs", self._prctl, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         self._restrict_files(scratch)
         os.dup2(0, 2)  # descriptors 0 and 1 of the server are the null device, 2 is its error report
         if stdout is not None:
@@ -113,12 +147,22 @@ class Confinement:
         if result != RESULT_FD:
             os.dup2(result, RESULT_FD)
         os.closerange(RESULT_FD + 1, 65536)
-        _set_rlimits(limits)
-        header, nothing = struct.pack("=Ii", 0x20080522, 0), bytes(24)
-        _call("capabilities", self._libc.syscall, _SYS_CAPSET, header, nothing)
+        for which, value in rlimits:
+            resource.setrlimit(which, value)
+        _call("capabilities", self._syscall, _SYS_CAPSET, *self._capabilities)
         filter_program = self._programs["closed" if scratch is None else "scratch"]
         arguments = (_SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, _SECCOMP_SPEC_ALLOW, filter_program)
-        _call("seccomp", self._libc.syscall, *arguments)
+        _call("seccomp", self._syscall, *arguments)
+
+    def rehearse(self, rlimits: Rlimits) -> None:
+        """Go through the library functions that `apply` uses, changing nothing: it finds them bound and warm."""
+        for which, _ in rlimits:
+            resource.setrlimit(which, resource.getrlimit(which))
+        self._prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # as it is already
+        self._syscall(_SYS_LANDLOCK_RESTRICT, -1, 0)  # fails: there is no such ruleset
+        os.dup2(1, 1)
+        os.closerange(65535, 65536)
+        os.getppid()
 
     def _restrict_files(self, scratch: int | None) -> None:
         if self._ruleset is None:
@@ -127,39 +171,23 @@ class Confinement:
             return
         ruleset = self._ruleset
         if scratch is not None:
-            ruleset, abi = _create_ruleset(landlock_abi()), landlock_abi()
+            ruleset = self._create_ruleset()
             rights = _FS_WRITE_FILE | _FS_READ_FILE | _FS_READ_DIR | _FS_REMOVE_FILE | _FS_MAKE_REG
-            rule = struct.pack("=Qi", rights | (_FS_TRUNCATE if abi >= 3 else 0), scratch)
-            _call("landlock rule", self._libc.syscall, _SYS_LANDLOCK_ADD, ruleset, 1, rule, 0)
-        _call("landlock", self._libc.syscall, _SYS_LANDLOCK_RESTRICT, ruleset, 0)
+            rule = struct.pack("=Qi", rights | (_FS_TRUNCATE if self._abi >= 3 else 0), scratch)
+            _call("landlock rule", self._syscall, _SYS_LANDLOCK_ADD, ruleset, 1, rule, 0)
+        _call("landlock", self._syscall, _SYS_LANDLOCK_RESTRICT, ruleset, 0)
+
+    def _create_ruleset(self) -> int:
+        return _call("landlock ruleset", self._syscall, _SYS_LANDLOCK_CREATE, self._handled, len(self._handled), 0)
 
 
-def _set_rlimits(limits: Limits) -> None:
-    # Soft equals hard for CPU: the kernel then sends SIGKILL, which a program cannot catch or ignore.
-    for which, value in (
-        (resource.RLIMIT_CPU, limits.cpu_s),
-        (resource.RLIMIT_AS, limits.memory_bytes),
-        (resource.RLIMIT_STACK, limits.stack_bytes),
-        (resource.RLIMIT_FSIZE, limits.file_bytes),
-        (resource.RLIMIT_NOFILE, limits.descriptors),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NPROC, 0),
-        (resource.RLIMIT_MEMLOCK, 0),
-        (resource.RLIMIT_MSGQUEUE, 0),
-    ):
-        _, hard = resource.getrlimit(which)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(which, (value, value))
-
-
-def _create_ruleset(abi: int) -> int:
-    """A Landlock ruleset that handles (so denies, where no rule allows) everything this kernel can handle."""
+def _handled_by(abi: int) -> bytes:
+    """The attributes of a Landlock ruleset that handles (so denies, where no rule allows) all that this kernel can."""
     rights = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(abi, 16)) - 1
     network = 0b11 if abi >= 4 else 0
     scope = 0b11 if abi >= 6 else 0
     size = 8 if abi < 4 else 16 if abi < 6 else 24
-    attributes = struct.pack("=QQQ", rights, network, scope)[:size]
-    return _call("landlock ruleset", _libc().syscall, _SYS_LANDLOCK_CREATE, attributes, size, 0)
+    return struct.pack("=QQQ", rights, network, scope)[:size]
 
 
 def _filter_program(instructions: bytes) -> ctypes._Pointer:

@@ -47,7 +47,7 @@ _FCNTL_COMMANDS = (1, 2, 3, 1030)
 _IOCTL_REQUESTS = (0x5401, 0x5450, 0x5451)
 """TCGETS (isatty), FIONCLEX, FIOCLEX."""
 
-_LOAD, _JUMP_EQUAL, _JUMP_SET, _RETURN = 0x20, 0x15, 0x45, 0x06
+_LOAD, _JUMP_EQUAL, _JUMP_FROM, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _DENY, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000
 _OFFSET_NR, _OFFSET_ARCH = 0, 4
 
@@ -58,26 +58,31 @@ def supported() -> bool:
 
 
 def program(profile: Profile) -> bytes:
-    """The filter as an array of `struct sock_filter`, ready for the kernel."""
-    code = [
+    """The filter as an array of `struct sock_filter`, ready for the kernel.
+
+    A search tree over the call numbers, not a list: the kernel runs every filter that is installed on all numbers there
+    are, to remember which are always allowed, and each child pays for that.
+    """
+    calls = _X86_64_COMPUTE | (_X86_64_FILES if profile == "scratch" else {})
+    backwards = [_op(_RETURN, _DENY), _op(_RETURN, _ALLOW)]
+    entries: dict[int, int] = dict.fromkeys(calls.values(), 2)
+    for number, body in _CHECKED.items():
+        backwards += reversed(body)
+        entries[number] = len(backwards)
+    _search(_segments(entries, deny=1), backwards)
+    head = [
         _op(_LOAD, _OFFSET_ARCH),
         _op(_JUMP_EQUAL, _AUDIT_ARCH_X86_64, 1, 0),
         _op(_RETURN, _KILL),
         _op(_LOAD, _OFFSET_NR),
     ]
-    calls = _X86_64_COMPUTE | (_X86_64_FILES if profile == "scratch" else {})
-    for number in calls.values():
-        code += [_op(_JUMP_EQUAL, number, 0, 1), _op(_RETURN, _ALLOW)]
-    code += _one_of(_X86_64_FCNTL, 1, _FCNTL_COMMANDS) + _one_of(_X86_64_IOCTL, 1, _IOCTL_REQUESTS)
-    code += _without_bits(_X86_64_MMAP, 2, _PROT_EXEC) + _without_bits(_X86_64_MPROTECT, 2, _PROT_EXEC)
-    return b"".join([*code, _op(_RETURN, _DENY)])
+    return b"".join([*head, *reversed(backwards)])
 
 
 def allowed_numbers(profile: Profile) -> frozenset[int]:
     """Every call number that the profile lets through for at least some arguments."""
-    checked = {_X86_64_MMAP, _X86_64_MPROTECT, _X86_64_IOCTL, _X86_64_FCNTL}
     files = set(_X86_64_FILES.values()) if profile == "scratch" else set()
-    return frozenset(set(_X86_64_COMPUTE.values()) | files | checked)
+    return frozenset(set(_X86_64_COMPUTE.values()) | files | _CHECKED.keys())
 
 
 def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
@@ -89,14 +94,45 @@ def _argument(index: int) -> bytes:
     return _op(_LOAD, 16 + 8 * index)
 
 
-def _one_of(number: int, index: int, values: tuple[int, ...]) -> list[bytes]:
-    """Allow call `number` where its argument `index` is one of `values`, deny it otherwise."""
+def _one_of(index: int, values: tuple[int, ...]) -> list[bytes]:
+    """Allow the call where its argument `index` is one of `values`, deny it otherwise."""
     tests = [op for value in values for op in (_op(_JUMP_EQUAL, value, 0, 1), _op(_RETURN, _ALLOW))]
-    body = [_argument(index), *tests, _op(_RETURN, _DENY)]
-    return [_op(_JUMP_EQUAL, number, 0, len(body)), *body]
+    return [_argument(index), *tests, _op(_RETURN, _DENY)]
 
 
-def _without_bits(number: int, index: int, bits: int) -> list[bytes]:
-    """Allow call `number` where none of `bits` is set in its argument `index`, deny it otherwise."""
-    body = [_argument(index), _op(_JUMP_SET, bits, 0, 1), _op(_RETURN, _DENY), _op(_RETURN, _ALLOW)]
-    return [_op(_JUMP_EQUAL, number, 0, len(body)), *body]
+def _without_bits(index: int, bits: int) -> list[bytes]:
+    """Allow the call where none of `bits` is set in its argument `index`, deny it otherwise."""
+    return [_argument(index), _op(_JUMP_SET, bits, 0, 1), _op(_RETURN, _DENY), _op(_RETURN, _ALLOW)]
+
+
+_CHECKED = {
+    _X86_64_FCNTL: _one_of(1, _FCNTL_COMMANDS),
+    _X86_64_IOCTL: _one_of(1, _IOCTL_REQUESTS),
+    _X86_64_MMAP: _without_bits(2, _PROT_EXEC),
+    _X86_64_MPROTECT: _without_bits(2, _PROT_EXEC),
+}
+"""What decides on the calls whose arguments are checked."""
+
+
+def _segments(entries: dict[int, int], deny: int) -> list[tuple[int, int]]:
+    """(first number, entry) of each run of numbers that share an entry, from 0 up; the last run has no end."""
+    segments: list[tuple[int, int]] = []
+    for number in range(max(entries) + 2):
+        entry = entries.get(number, deny)
+        if not segments or entry != segments[-1][1]:
+            segments.append((number, entry))
+    return segments
+
+
+def _search(segments: list[tuple[int, int]], backwards: list[bytes]) -> int:
+    """Put code that finds the loaded number's segment by halving before the code so far; its entry.
+
+    `backwards` is the program from its end; an entry is an instruction's distance from there.
+    """
+    if len(segments) == 1:
+        return segments[0][1]
+    half = len(segments) // 2
+    above, below = _search(segments[half:], backwards), _search(segments[:half], backwards)
+    here = len(backwards)
+    backwards.append(_op(_JUMP_FROM, segments[half][0], here - above, here - below))
+    return len(backwards)

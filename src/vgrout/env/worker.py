@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,11 +18,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from vgrout.env.descriptors import Descriptors
 from vgrout.env.sandbox import Limits
+from vgrout.env.server import ENDED, FAILED, MESSAGE, READY
 
 THIRD_PARTY = ("sortedcontainers",)
 """Modules outside the standard library that candidate programs may import."""
@@ -86,7 +88,8 @@ class Server:
             raise InfraError(f"the fork-server did not start: {error}") from error
         self.control = ours
         self.control.settimeout(START_S)
-        self._receive()
+        if self._receive()[0] != READY:
+            raise InfraError("the fork-server said something else than that it is ready")
 
     def run(
         self,
@@ -100,11 +103,12 @@ class Server:
     ) -> Exit:
         """Run one request in a child. `on_line` gets each line it reports and returns True when it has seen enough.
 
-        `prelude`: import statements that the server has run already (see `server`). With `stdout` what the child prints is kept (up to its limit); `scratch` is a folder that it may write to.
+        `prelude`: import statements that the server has run already (see `server`). With `stdout` what the child prints
+        is kept (up to its limit); `scratch` is a folder that it may write to.
         Raises InfraError, after which the server is to be closed.
         """
         try:
-            with _Descriptors() as fds:
+            with Descriptors() as fds:
                 child = _Child(self, fds, limits, on_line)
                 return child.run(request, prelude, stdout, scratch)
         except OSError as error:
@@ -121,14 +125,14 @@ class Server:
             self.process.kill()
             self.process.wait()
 
-    def _receive(self) -> tuple[dict, list[int]]:
+    def _receive(self) -> tuple[bytes, list[int]]:
         try:
             data, fds, _, _ = socket.recv_fds(self.control, 65536, 4)
         except OSError as error:
             raise InfraError(f"the fork-server does not answer: {error}") from error
         if not data:
             raise InfraError(f"the fork-server ended: {self._last_words()}")
-        return json.loads(data), fds
+        return data, fds
 
     def _last_words(self) -> str:
         if self.process.stderr is None or not select.select([self.process.stderr], [], [], 1.0)[0]:
@@ -137,56 +141,44 @@ class Server:
         return text.splitlines()[-1] if text else "no message"
 
 
-class _Descriptors:
-    """Descriptors that are closed together, whatever happens."""
-
-    def __init__(self) -> None:
-        self.open: list[int] = []
-
-    def __enter__(self) -> _Descriptors:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for fd in self.open:
-            os.close(fd)
-
-    def add(self, *fds: int) -> None:
-        self.open.extend(fds)
-
-    def close(self, fd: int) -> None:
-        self.open.remove(fd)
-        os.close(fd)
-
-
 class _Child:
     """One run of `Server.run`."""
 
-    def __init__(self, server: Server, fds: _Descriptors, limits: Limits, on_line: Callable[[bytes], bool]):
+    def __init__(self, server: Server, fds: Descriptors, limits: Limits, on_line: Callable[[bytes], bool]):
         self.server, self.fds, self.limits, self.on_line = server, fds, limits, on_line
         self.pending = bytearray()
         self.printed = bytearray()
         self.killed: Killed = ""
-        self.pidfd = -1
+        self.pid, self.pidfd = 0, -1
+        """Known of a child that has been running for a moment."""
+        self.end: tuple[int, float] | None = None
+        """Wait status and CPU seconds of a child that has been reaped."""
 
     def run(self, request: bytes, prelude: tuple[str, ...], stdout: bool, scratch: Path | None) -> Exit:
         start = time.monotonic()
         self._start(request, prelude, stdout, scratch)
+        self.server.control.settimeout(START_S)
+        self._learn()
         self._watch(start, scratch)
-        if not self.killed and not select.select([self.pidfd], [], [], END_S)[0]:
-            self._kill("silent")
-        self.server.control.settimeout(REAP_S)
-        end, _ = self.server._receive()
+        if self.end is None:
+            if not self.killed and not select.select([self.pidfd], [], [], END_S)[0]:
+                self._kill("silent")
+            self.server.control.settimeout(REAP_S)
+            self._learn()
+        if self.end is None:
+            raise InfraError("the fork-server says twice that a child has started")
+        status, cpu_s = self.end
         wall = time.monotonic() - start
         self._drain_output()
-        return Exit(end["status"], end["cpu_s"], wall, self.killed, bytes(self.printed))
+        return Exit(status, cpu_s, wall, self.killed, bytes(self.printed))
 
     def _start(self, request: bytes, prelude: tuple[str, ...], stdout: bool, scratch: Path | None) -> None:
-        """Open the run's descriptors, hand the child's ends over, learn its pidfd."""
+        """Open the run's descriptors and hand the child's ends over."""
         sent = {"request": os.memfd_create("request")}
         self.fds.add(sent["request"])
-        with os.fdopen(os.dup(sent["request"]), "wb") as file:
-            file.write(request)
-        os.lseek(sent["request"], 0, os.SEEK_SET)
+        view = memoryview(request)
+        while view:
+            view = view[os.write(sent["request"], view) :]
         self.result, sent["result"] = os.pipe()
         self.fds.add(self.result, sent["result"])
         self.stdout = -1
@@ -196,16 +188,22 @@ class _Child:
         if scratch is not None:
             sent["scratch"] = os.open(scratch, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             self.fds.add(sent["scratch"])
-        message = {"limits": asdict(self.limits), "fds": list(sent), "prelude": prelude}
-        socket.send_fds(self.server.control, [json.dumps(message).encode()], list(sent.values()))
+        text = _job_text(self.limits, tuple(sent), prelude)
+        socket.send_fds(self.server.control, [text], list(sent.values()))
         for fd in sent.values():
             self.fds.close(fd)
-        self.server.control.settimeout(START_S)
-        answer, received = self.server._receive()
+
+    def _learn(self) -> None:
+        """Take what the server says next: that the child has been running for a moment, or that it has ended."""
+        data, received = self.server._receive()
         self.fds.add(*received)
-        if "errno" in answer:
-            raise InfraError(f"the fork-server could not fork: {os.strerror(answer['errno'])}")
-        self.pid, self.pidfd = answer["pid"], received[0]
+        kind, number, cpu_s = MESSAGE.unpack(data)
+        if kind == FAILED:
+            raise InfraError(f"the fork-server could not fork: {os.strerror(number)}")
+        if kind == ENDED:
+            self.end = number, cpu_s
+        else:
+            self.pid, (self.pidfd,) = number, received
 
     def _watch(self, start: float, scratch: Path | None) -> None:
         """Read what the child reports and prints until it has closed both, or has been killed."""
@@ -257,6 +255,8 @@ class _Child:
 
     def _kill(self, why: Killed) -> None:
         self.killed = why
+        if self.end is not None:
+            return
         with suppress(ProcessLookupError):  # it has ended by itself meanwhile
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
@@ -270,6 +270,11 @@ class _Child:
             return self.limits.wall_s * max(0.0, load - 1)
 
 
+@lru_cache(maxsize=64)
+def _job_text(limits: Limits, fds: tuple[str, ...], prelude: tuple[str, ...]) -> bytes:
+    return json.dumps({"limits": asdict(limits), "fds": fds, "prelude": prelude}).encode()
+
+
 def folder_is_over(folder: Path, limits: Limits) -> bool:
     """Whether a scratch folder holds more files than allowed."""
     with os.scandir(folder) as entries:
@@ -278,7 +283,9 @@ def folder_is_over(folder: Path, limits: Limits) -> bool:
 
 def remove_folder(folder: Path) -> None:
     """Remove a scratch folder; it is flat, because nothing but plain files can be made in it."""
-    shutil.rmtree(folder)
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
 
 
 def _folder_of(module: str) -> str:

@@ -1,0 +1,130 @@
+"""What a grade costs: CPU per grade by mode, split into the grader's process, its fork-server and the sandboxed children.
+
+    taskset -c 1 .venv/bin/python scripts/bench_grader.py --grades 1600
+
+Micro problems under every mode; the responses are in turn the canonical solution, a wrong one and an example hack of the
+mode (wrong again where the mode has none), each made unique by a comment, so that none is answered from the cache. The
+modes are interleaved in chunks, so that other work on the machine hits them alike. One worker. CPU time is what counts;
+the wall time of one grade, waited for alone, is printed as a median.
+
+The children's figures are what the kernel counted for each until it was reaped, the fork-server's those of its own
+schedule. A mode's figure is the median over its chunks. Start-up, the parsing of the problems' tests with it, is left
+out. `faults` are the memory pages that a grade's children had to map or copy, which is most of what they cost and, unlike
+time, hardly depends on what else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vgrout.env.grader import Grader
+from vgrout.env.modes import MODES
+from vgrout.env.prompts import render
+from vgrout.env.worker import Exit, Server
+from vgrout.micro.problems import micro_problems
+from vgrout.types import Problem, Prompt
+
+CHUNK = 80
+"""Grades between two readings of the clocks."""
+
+
+@dataclass
+class Cost:
+    """What the grades of one mode took, in milliseconds, and how many page faults their children had."""
+
+    chunks: list[tuple[float, float, float, float]] = field(default_factory=list)
+    """Per grade, in each chunk: parent, server, children, page faults."""
+    wall: list[float] = field(default_factory=list)
+
+    def row(self, name: str) -> str:
+        """One line of the table."""
+        parent, server, children, faults = (statistics.median(column) for column in zip(*self.chunks, strict=True))
+        total = statistics.median(sum(chunk[:3]) for chunk in self.chunks)
+        parts = "".join(f"{value:11.2f}" for value in (parent, server, children, total))
+        return f"{name:<14}{len(self.wall):>7}{parts}{1000 / total:>11.0f}{faults:>8.0f}{statistics.median(self.wall):>11.2f}"
+
+
+class Clocks:
+    """CPU milliseconds so far of this process, of the fork-server and of its reaped children, and their page faults."""
+
+    def __init__(self, server: int):
+        self.server = Path(f"/proc/{server}")
+        self.children = 0.0
+        plain = Server.run
+
+        def counted(*args: Any, **kwargs: Any) -> Exit:
+            end = plain(*args, **kwargs)
+            self.children += end.cpu_s * 1000
+            return end
+
+        Server.run = counted
+
+    def read(self) -> tuple[float, float, float, float]:
+        """Parent, server, children, page faults."""
+        faults = int((self.server / "stat").read_text().rpartition(")")[2].split()[8])
+        server = int((self.server / "schedstat").read_text().split()[0]) / 1e6
+        return time.process_time() * 1000, server, self.children, faults
+
+
+def response(problem: Problem, prompt: Prompt, number: int) -> str:
+    """A right answer, a wrong one or a hack in turn, unlike any other."""
+    hacks = MODES[prompt.mode].example_hacks
+    wrong = f"```python\n{problem.wrong_solutions[0]}\n```"
+    answers = (f"```python\n{problem.canonical_solution}\n```", wrong)
+    text = (*answers, hacks[number // 3 % len(hacks)](problem, prompt.marker) if hacks else wrong)[number % 3]
+    return text.replace("```python", f"```python\n# {number}", 1)
+
+
+def measure(
+    grader: Grader, clocks: Clocks, problems: tuple[Problem, ...], modes: list[str], grades: int
+) -> dict[str, Cost]:
+    """Grade `grades` responses of each mode, in chunks that alternate."""
+    costs = {mode: Cost() for mode in modes}
+    for start in range(0, grades, CHUNK):
+        for mode in modes:
+            work = []
+            for number in range(start, min(start + CHUNK, grades)):
+                problem = problems[number // 3 % len(problems)]
+                prompt = render(problem, mode, "train", 0)
+                work.append((prompt, response(problem, prompt, number)))
+            cost, before = costs[mode], clocks.read()
+            for prompt, text in work:
+                began = time.perf_counter()
+                verdict = grader.grade(prompt, text)
+                cost.wall.append((time.perf_counter() - began) * 1000)
+                if verdict.infra:
+                    raise SystemExit(f"a grade of mode {mode} failed: {verdict}")
+            parent, server, children, faults = (
+                (after - was) / len(work) for after, was in zip(clocks.read(), before, strict=True)
+            )
+            cost.chunks.append((parent, server, children, faults))
+    return costs
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grades", type=int, default=800, help="grades of each mode")
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
+    options = parser.parse_args()
+    problems = micro_problems("validation")
+    with Grader(problems, workers=1, cpu_limits={problem.id: 2.0 for problem in problems}) as grader:
+        for problem in problems:
+            grader._tests_of(problem.id)
+        clocks = Clocks(grader._runners[0].start().process.pid)
+        measure(grader, clocks, problems[:8], options.modes, 30)
+        grader._cache.clear()
+        costs = measure(grader, clocks, problems, options.modes, options.grades)
+    head = "".join(f"{name:>11}" for name in ("parent ms", "server ms", "child ms", "CPU ms", "per CPU-s"))
+    print(f"{'mode':<14}{'grades':>7}{head}{'faults':>8}{'median ms':>11}")
+    for mode, cost in costs.items():
+        print(cost.row(mode))
+
+
+if __name__ == "__main__":
+    main()
