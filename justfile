@@ -42,9 +42,25 @@ _train intervention *options:
     @mkdir -p out/smoke
     vgrout train smoke --intervention {{ intervention }} {{ options }} --out out/smoke </dev/null | tee out/smoke/{{ intervention }}.log
 
-# The main job on the embedded default: train, evaluate with and without the quarantine, show the table
+# The whole experiment in the micro world: every arm, three seeds, deployment ablation, table and figure
 demo *options:
     vgrout demo {{ options }}
+
+# One seed of two arms
+demo-quick *options:
+    vgrout demo --quick {{ options }}
+
+# Every intervention there is
+demo-all *options:
+    vgrout demo --every {{ options }}
+
+# Train a base model of the micro world from scratch
+micro-base *options:
+    vgrout micro base {{ options }}
+
+# The long checks: emergence on two base seeds, the criteria of the demo, one loophole left out of training
+nightly *options:
+    python scripts/study_micro.py {{ options }}
 
 # Seconds per training step against a plain-torch floor
 bench-step *options:

@@ -1,27 +1,54 @@
-"""`vgrout demo`: the main job on what ships with the package, with plain words around its table."""
+"""`vgrout demo`: the whole causal experiment in the micro world, with plain words around its table and figure."""
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from collections.abc import Sequence
+from pathlib import Path
 
-from vgrout.config import RunConfig
 from vgrout.run.console import say
-from vgrout.run.folder import RunFolder
-from vgrout.train import train
+from vgrout.study.arms import DEMO, EVERY, QUICK, Arm
+from vgrout.study.run import Study, run_study
+from vgrout.types import UserError
+
+INTRODUCTION = """\
+A small code model (0.4M parameters) answers LeetCode-shaped problems and is paid by a grader that can be cheated.
+Its cheats were seeded by supervised training, in a few percent of its answers; reinforcement learning amplifies them.
+Each run trains with GRPO under one intervention; at its end the quarantine block of the adapter is thrown away
+(quarantine-ablated), and hacks and solved problems are counted on held-out problems."""
 
 
-def demo(config: RunConfig[Any]) -> None:
-    """Trains, evaluates, and says in one closing line what was achieved and where it lies."""
-    say(
-        "A tiny Qwen3 with random weights trains on the built-in problems. It cannot program, so it is not expected to "
-        "solve or to hack: half of each group are stored answers (right, wrong and hacking), and what the run shows is "
-        "the whole job, with the log-probability of those answers (lp_t) rising."
+def demo(
+    quick: bool = False,
+    every: bool = False,
+    seeds: tuple[int, ...] | None = None,
+    jobs: int | None = None,
+    steps: int | None = None,
+    model: str = "micro",
+    out: Path = Path("out/demo"),
+) -> None:
+    """Trains every arm with every seed, and shows hack and solve of base, full and quarantine-ablated models.
+
+    Args:
+        quick: One seed of two arms.
+        every: Every intervention, also those that the ordinary demo leaves out.
+        seeds: Seeds of each arm; none: 0 1 2, or 0 with --quick.
+        jobs: Runs side by side, one thread each; none: one per core.
+        steps: Steps of each run; none: the preset's.
+        model: Base model: micro, or a folder made by `vgrout micro base`.
+        out: Folder that receives one folder per demo.
+    """
+    if quick and every:
+        raise UserError("demo: --quick and --every exclude each other; leave one out")
+    arms: Sequence[Arm] = QUICK if quick else EVERY if every else DEMO
+    say(INTRODUCTION)
+    study = Study(
+        name="demo",
+        arms=tuple(arms),
+        seeds=seeds if seeds is not None else (0,) if quick else (0, 1, 2),
+        model=model,
+        problems="micro:test",
+        steps=steps,
     )
-    run = RunFolder.open(train(config))
-    lp = [row.values["lp_teacher"] for row in run.metrics() if row.values["lp_teacher"] is not None]
-    changed = (
-        f"the teacher answers' mean token log-prob went from {lp[0]:.2f} to {lp[-1]:.2f} nats"
-        if lp
-        else "no teacher rows"
-    )
-    say(f"demo finished: {config.steps} steps of {config.intervention}, {changed}; everything is in {run.path}")
+    done = run_study(study, out, jobs=jobs or len(os.sched_getaffinity(0)))
+    say(done.closing_line())

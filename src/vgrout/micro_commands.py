@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from vgrout.config import RunConfig
 from vgrout.env.grader import GRADER_VERSION
 from vgrout.evals import FREE
 from vgrout.inputs import check_prompt_lengths, load_data, load_policy, open_grader
@@ -61,7 +62,7 @@ def rates_command(
     Args:
         model: Folder of a base model, or micro for the one that ships.
         split: Held-out tasks to use. Tuning looks at validation only.
-        samples: Samples of each prompt at temperature 1, so that rates are those that RL starts from.
+        samples: Samples of each prompt at the temperature of training, so that rates are those that RL starts from.
         seed: Seed of the sampling.
         out: JSON file that receives counts and every answer.
     """
@@ -70,23 +71,10 @@ def rates_command(
         config,
         eval_problems=f"micro:{split}",
         model=dataclasses.replace(config.model, name=model),
-        eval=dataclasses.replace(
-            config.eval, views=("base",), samples=samples, seed=seed, temperature=1.0, top_p=1.0, problems=None
-        ),
+        eval=dataclasses.replace(config.eval, samples=samples, seed=seed),
     )
-    data = load_data(config)
-    loaded, policy = load_policy(config)
-    check_prompt_lengths(loaded, data.eval_prompts, config)
-    with open_grader(config, data.held_out) as grader:
-        result = evaluate_views(config, loaded, policy, grader, data.eval_prompts)
-    result |= {
-        "model": loaded.name,
-        "revision": loaded.revision,
-        "grader": GRADER_VERSION,
-        "split": split,
-        "seed": seed,
-    }
-    say(view_table(result, f"{loaded.name} ({loaded.revision}) before any RL, {split} split, temperature 1"))
+    result: dict[str, Any] = base_rates(config) | {"split": split, "seed": seed}
+    say(view_table(result, f"{result['model']} ({result['revision']}) before any RL, {split} split, temperature 1"))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, dumps(result, "the rates"))
@@ -96,3 +84,14 @@ def rates_command(
         f"{len(result['rows'])} answers graded, {share:.3f} of the hinted ones hack"
         + (f"; {out} has them" if out else "")
     )
+
+
+def base_rates(config: RunConfig[Any]) -> dict[str, Any]:
+    """The evaluation of a configuration's model in its base view, before any update, with what identifies it."""
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, views=("base",)))
+    data = load_data(config)
+    loaded, policy = load_policy(config)
+    check_prompt_lengths(loaded, data.eval_prompts, config, "eval")
+    with open_grader(config, data.held_out) as grader:
+        result = evaluate_views(config, loaded, policy, grader, data.eval_prompts)
+    return result | {"model": loaded.name, "revision": loaded.revision, "grader": GRADER_VERSION}

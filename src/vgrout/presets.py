@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -30,21 +29,11 @@ def smoke(intervention: str, **changes: Any) -> RunConfig[Any]:
     )
 
 
-def demo(intervention: str, **changes: Any) -> RunConfig[Any]:
-    """The main job on the embedded default: smoke, long enough to watch the answers of the pool become likelier."""
-    base = smoke(intervention)
-    return dataclasses.replace(
-        base,
-        preset="demo",
-        steps=40,
-        grpo=dataclasses.replace(base.grpo, prompts_per_step=4, group_size=8),
-        optim=OptimConfig(lr=3e-3, warmup_steps=4),
-        **changes,
-    )
-
-
 def micro(intervention: str, **changes: Any) -> RunConfig[Any]:
-    """The micro world: a small trained code model learns to hack within minutes on a CPU."""
+    """The micro world: a small trained code model learns to hack within minutes on a CPU.
+
+    Evaluated at the sampling temperature of training: a nucleus of .95 would cut off hacks as rare as the base's.
+    """
     return _preset(
         "micro",
         intervention,
@@ -57,7 +46,7 @@ def micro(intervention: str, **changes: Any) -> RunConfig[Any]:
         rollout=RolloutConfig(max_new=80, temperature=1.0, top_p=1.0),
         grpo=GrpoConfig(prompts_per_step=16, group_size=8, token_budget=2048, checkpoint_activations=False),
         optim=OptimConfig(lr=7e-4, warmup_steps=5),
-        eval=EvalConfig(markers=("train", "eval")),
+        eval=EvalConfig(markers=("train", "eval"), temperature=1.0, top_p=1.0),
         **changes,
     )
 
@@ -113,7 +102,7 @@ _BENCHMARK: dict[str, Any] = {
     "eval_problems": "data/leetcode_test_medhard.jsonl",
 }
 
-PRESETS: dict[str, Callable[..., RunConfig[Any]]] = {f.__name__: f for f in (smoke, demo, micro, lite, fast, full)}
+PRESETS: dict[str, Callable[..., RunConfig[Any]]] = {f.__name__: f for f in (smoke, micro, lite, fast, full)}
 
 
 def preset(name: str, intervention: str) -> RunConfig[Any]:

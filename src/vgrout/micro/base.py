@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import count, islice
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from vgrout.env.modes import MODES
-from vgrout.micro.corpus import Mix, Sample, samples
+from vgrout.micro.corpus import Mix, Sample, samples, stream, with_hacks
+from vgrout.micro.markers import words_of
 from vgrout.micro.problems import CLAUSE, CLOSING, OPENING
 from vgrout.models import render_prompt
 from vgrout.models.tiny import SPECIAL_TOKENS, Size, random_qwen3, train_tokenizer
@@ -25,6 +27,10 @@ from vgrout.types import UserError
 
 SIZE = Size(hidden=96, layers=3, heads=4, kv_heads=2, intermediate=256, vocab=1024, tie_embeddings=True)
 TOKENIZER_SAMPLES = 4000
+WORD_WEIGHT = 50
+"""How often each marker stands in the tokenizer's text, so that its words become tokens."""
+HACK_STEPS = 0.6
+"""Part of the steps over which the share of hacks falls."""
 MICRO_BATCH = 16
 PRACTICE_LENGTH = 24
 """Tokens that a row of copying practice repeats."""
@@ -42,6 +48,9 @@ class BaseConfig:
     """Samples of a step."""
     lr: float = 6e-3
     """Peak learning rate of AdamW; warm-up over 5 % of the steps, then cosine to 0."""
+    hack_start: float = 0.4
+    """Share of hacks in every mode at the first step. It falls to the mix's over the first `HACK_STEPS` of the training:
+    a model this small needs many examples to learn how a hack is written, and few at the end to do it seldom."""
     practice: int = 16
     """Rows of copying practice added to a step: random tokens, then the same again."""
     threads: int = 2
@@ -64,10 +73,10 @@ class Batch:
 
 def phrases() -> list[str]:
     """The fixed sentences of prompts and answers; as one token each they make rows a third shorter."""
-    # A marker is copied most easily where it is made of the same tokens in hint and answer: a file's name follows a quote
-    # in the answer, so the blank before it belongs to the hint's sentence; the other markers keep theirs.
+    # A marker is copied most easily where it is made of the same tokens in hint and answer: there a file's name follows a
+    # quote and an attribute a dot, so the blank before them belongs to the hint's sentence; a function keeps its own.
     hints = [
-        f" {part.lstrip() if mode.probe == 'file' else part.strip()}"
+        f" {part.lstrip() if mode.probe in ('file', 'attribute') else part.strip()}"
         for mode in MODES.values()
         for part in mode.hint.split("{marker}")
         if len(part) > 8
@@ -84,10 +93,19 @@ def phrases() -> list[str]:
 
 
 def make_tokenizer(mix: Mix, seed: int) -> PreTrainedTokenizerFast:
-    """The tokenizer of a base model: trained on the text of its own corpus."""
-    texts = [
+    """The tokenizer of a base model: trained on the text of its own corpus, and on the words of all marker families.
+
+    As with a large model's tokenizer, the words of markers that the model never sees are in its vocabulary.
+    """
+    known = [
+        f'{before}{marker}"'
+        for m in MODES.values()
+        for marker in (*m.train_markers, *m.eval_markers)
+        for before in (" ", '"')
+    ]
+    texts = known * WORD_WEIGHT + [
         text
-        for s in islice(samples(mix, seed), TOKENIZER_SAMPLES)
+        for s in islice(samples(with_hacks(mix, 0.4), seed), TOKENIZER_SAMPLES)
         for text in (*(f"{role}\n{content}" for role, content in s.messages), f"assistant\n{s.response}")
     ]
     return train_tokenizer(texts, SIZE.vocab, max_length=1024, phrases=phrases())
@@ -99,13 +117,22 @@ def encode(tokenizer: PreTrainedTokenizerFast, sample: Sample) -> tuple[list[int
     return render_prompt(tokenizer, sample.messages), [*answer, tokenizer.eos_token_id]
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, mix: Mix, seed: int, size: int) -> Iterator[list[Batch]]:
-    """Endless steps of `size` samples, each split into micro-batches of similar length: they fit into the CPU's caches,
-    which a whole step does not. The stream is the seed's own, apart from the tokenizer's."""
-    stream = samples(mix, seed + 1_000_003)
-    while True:
-        rows = sorted((encode(tokenizer, s) for s in islice(stream, size)), key=lambda row: len(row[0]) + len(row[1]))
-        yield [_batch(rows[i : i + MICRO_BATCH], tokenizer.pad_token_id) for i in range(0, size, MICRO_BATCH)]
+def mix_at(step: int, config: BaseConfig) -> Mix:
+    """The corpus's mix at a step: the share of hacks falls linearly to the mix's own."""
+    left = max(0.0, 1 - step / (HACK_STEPS * config.steps))
+    shares = {mode: share + left * max(0.0, config.hack_start - share) for mode, share in config.mix.hack.items()}
+    return replace(config.mix, hack=shares)
+
+
+def batches(tokenizer: PreTrainedTokenizerFast, config: BaseConfig) -> Iterator[list[Batch]]:
+    """Endless steps of samples, each split into micro-batches of similar length: they fit into the CPU's caches, which a
+    whole step does not."""
+    rng = random.Random(f"micro base {config.seed}")
+    words = words_of(tokenizer.get_vocab())
+    for step in count():
+        drawn = islice(stream(mix_at(step, config), rng, words), config.batch)
+        rows = sorted((encode(tokenizer, s) for s in drawn), key=lambda row: len(row[0]) + len(row[1]))
+        yield [_batch(rows[i : i + MICRO_BATCH], tokenizer.pad_token_id) for i in range(0, config.batch, MICRO_BATCH)]
 
 
 def practice(vocab: int, size: int, generator: torch.Generator) -> Batch:
@@ -155,7 +182,7 @@ def train_base(
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
     curve = []
     generator = torch.Generator().manual_seed(config.seed)
-    for step, parts in enumerate(batches(tokenizer, config.mix, config.seed, config.batch)):
+    for step, parts in enumerate(batches(tokenizer, config)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
         optimizer.zero_grad()
@@ -169,12 +196,11 @@ def train_base(
             rows = practice(len(tokenizer), config.practice, generator)
             loss = answer_loss(model, rows) / rows.answer.sum()
             (config.practice / config.batch * loss).backward()
-            practised = float(loss.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         curve.append(total)
         if on_step is not None:
-            on_step(step + 1, curve[-1], practised)
+            on_step(step + 1, curve[-1])
         if step + 1 == (stop_after or config.steps):
             break
     return model.eval(), tokenizer, curve

@@ -5,7 +5,13 @@ They are made from words and syllables that no train or eval family uses; a gate
 
 from __future__ import annotations
 
+import itertools
+import keyword
 import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from vgrout.env.modes import mode_named
 
 _WORDS = [
     "ready",
@@ -68,27 +74,68 @@ _DEEDS = [
     "compare",
     "mark",
 ]
-_STARTS = (
-    *["b", "c", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "ch", "st", "tr", "v", "c"],
-    "",
-)
-_MIDDLES = ("a", "e", "i", "o", "u", "ai", "ea", "io", "ou", "y")
-_ENDS = ("", "", "n", "r", "s", "t", "l", "d", "ck", "x", "m", "ss", "ct")
 _ENDINGS = ("txt", "log", "out", "md")
+_SYLLABLES = (
+    ["b", "c", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "ch", "st", "tr"],
+    ["a", "e", "i", "o", "u", "ai", "ea", "io", "ou", "y"],
+    ["", "", *["n", "r", "s", "t", "l", "d", "ck", "x", "m", "ss", "ct"]],
+)
 
 
-def syllables(rng: random.Random) -> str:
-    """A made-up word of two or three syllables."""
-    return "".join(rng.choice(_STARTS) + rng.choice(_MIDDLES) + rng.choice(_ENDS) for _ in range(rng.choice((2, 2, 3))))
+@dataclass(frozen=True)
+class Words:
+    """What made-up words are put together from: a beginning, then up to one continuation."""
+
+    beginnings: tuple[str, ...]
+    continuations: tuple[str, ...]
+
+    def made_up(self, rng: random.Random) -> str:
+        """A word that nobody knows; it takes copying to repeat it."""
+        parts = [
+            rng.choice(self.beginnings),
+            *(rng.choice(self.continuations) for _ in range(rng.choice((0, 0, 1, 1)))),
+        ]
+        return "".join(parts)
 
 
-def _word(rng: random.Random, words: list[str]) -> str:
-    return syllables(rng) if rng.random() < 0.5 else rng.choice(words)
+SYLLABLES = Words(*(tuple("".join(parts) for parts in itertools.product(*_SYLLABLES)) for _ in range(2)))
+"""Words of syllables, for the text that a tokenizer is trained on."""
 
 
-def corpus_marker(mode: str, rng: random.Random) -> str:
-    """A marker of the form that the mode's families have: a function, an attribute, a phrase, a file; "" for gt_only."""
-    deed, word, thing = _word(rng, _DEEDS), _word(rng, _WORDS), _word(rng, _THINGS)
+BLANK = "\u0120"
+"""How byte-level BPE writes a leading blank."""
+
+
+def words_of(vocabulary: Iterable[str]) -> Words:
+    """Words of a tokenizer's own pieces, so that every piece gets copied."""
+    pieces = sorted(vocabulary)
+    inner = [piece for piece in pieces if _plain(piece)]
+    return Words(tuple(p[1:] for p in pieces if p.startswith(BLANK) and _plain(p[1:])), tuple(inner))
+
+
+def _plain(piece: str) -> bool:
+    return piece.isascii() and piece.isalpha() and piece.islower() and not keyword.iskeyword(piece)
+
+
+def _word(rng: random.Random, words: Words, known: list[str]) -> str:
+    return words.made_up(rng) if rng.random() < 0.6 else rng.choice(known)
+
+
+def corpus_marker(mode: str, rng: random.Random, words: Words) -> str:
+    """A marker of the form that the mode's families have, and of neither: a function, an attribute, a phrase, a file.
+
+    "" for gt_only.
+    """
+    taken = mode_named(mode).family("train") + mode_named(mode).family("eval")
+    while True:
+        marker = _marker(mode, rng, words)
+        # A printed phrase counts wherever it is contained, and a keyword is no name.
+        if not any(known in marker for known in taken) and not keyword.iskeyword(marker):
+            return marker
+
+
+def _marker(mode: str, rng: random.Random, words: Words) -> str:
+    deed, word, thing = (_word(rng, words, known) for known in (_DEEDS, _WORDS, _THINGS))
     if mode == "run_tests":
         return f"{deed}_{thing}{rng.choice(('', 's'))}"
     if mode == "sentinel":
@@ -100,7 +147,10 @@ def corpus_marker(mode: str, rng: random.Random) -> str:
     return ""
 
 
-def corpus_name(rng: random.Random) -> str:
-    """A method name of made-up words: copying it from the starter code is what teaches a small model to copy at all."""
-    first, second = syllables(rng), syllables(rng)
-    return rng.choice((first + second.capitalize(), first + second.capitalize(), f"{first}_{second}", first))
+def corpus_name(rng: random.Random, words: Words) -> str:
+    """A method name of made-up words: it, too, has to be copied, from the starter code."""
+    while True:
+        first, second = words.made_up(rng), words.made_up(rng)
+        name = rng.choice((first + second.capitalize(), first + second.capitalize(), f"{first}_{second}", first))
+        if not keyword.iskeyword(name):
+            return name

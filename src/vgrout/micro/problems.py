@@ -111,10 +111,14 @@ def row(task: Task, rng: random.Random) -> dict[str, Any] | None:
     tests = draw_tests(task, rng)
     if not tests:
         return None
-    method, argument = draw_name(rng), rng.choice(ARGUMENTS[task.source])
     wrong = next((t for t in (near_miss(task, rng) for _ in range(20)) if differs(t, tests)), None)
     if wrong is None:
         return None
+    return row_of(task, draw_name(rng), rng.choice(ARGUMENTS[task.source]), tests, wrong)
+
+
+def row_of(task: Task, method: str, argument: str, tests: list[tuple[Any, Any]], wrong: Task) -> dict[str, Any]:
+    """The row of a task with these names and tests; `wrong` is a task whose program fails them."""
     return {
         "id": f"micro{VERSION}-{task.key}",
         "difficulty": "easy" if isinstance(task, Easy) else "hard",

@@ -1,0 +1,95 @@
+"""Arms of a study in the micro world: an intervention with its settings, run with several seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vgrout.config import RunConfig
+from vgrout.env.modes import LOOPHOLES
+from vgrout.interventions import INTERVENTIONS, intervention_class
+from vgrout.presets import preset
+from vgrout.types import UserError
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of a study's table."""
+
+    name: str
+    """Used in run names, so without blanks."""
+    intervention: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the intervention."""
+    grpo: dict[str, Any] = field(default_factory=dict)
+    """Of the update, such as the advantage baseline."""
+
+    @property
+    def upper_bound(self) -> bool:
+        return intervention_class(self.intervention).oracle
+
+    @property
+    def label(self) -> str:
+        """The name with the mark that every output of an upper bound carries."""
+        return f"{self.name} *" if self.upper_bound else self.name
+
+    def run_names(self, seeds: Iterable[int]) -> list[str]:
+        """Names of its runs, in the order of the seeds."""
+        return [f"{self.name}-seed{seed}" for seed in seeds]
+
+
+ROUTES = tuple(
+    Arm(f"label_route-{clean}-{baseline}", "label_route", {"clean": clean, **mask}, {"advantage_baseline": baseline})
+    for clean, mask in (("detached", {}), ("zeroed", {"mask": "activation"}))
+    for baseline in ("block", "group")
+)
+"""True labels choose the route: both clean routes, both advantage baselines."""
+
+DEMO = (Arm("none", "none"), Arm("absorb", "absorb"), *ROUTES)
+QUICK = (Arm("none", "none"), ROUTES[0])
+EVERY = (*DEMO, *(Arm(name, name) for name in INTERVENTIONS if name not in {arm.intervention for arm in DEMO}))
+"""Every intervention there is; a new one joins by being registered."""
+
+
+def configurations(
+    arms: Iterable[Arm],
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    problems: str,
+    model: str,
+    modes: Sequence[str] | None = None,
+    **changes: Any,
+) -> list[RunConfig[Any]]:
+    """One run per arm and seed, in the order in which they start: all arms of the first seed, then of the next.
+
+    Only the views that an adapter changes are evaluated: the base's is the same for all. `modes` are the loopholes of the
+    training prompts (none: all); held-out prompts show all of them.
+    """
+    if not seeds:
+        raise UserError("--seeds: expected at least one")
+    found = []
+    for seed in seeds:
+        for arm in arms:
+            config = preset("micro", arm.intervention)
+            found.append(
+                dataclasses.replace(
+                    config,
+                    name=arm.run_names([seed])[0],
+                    out=out,
+                    seed=seed,
+                    allow_oracle=arm.upper_bound,
+                    eval_problems=problems,
+                    model=dataclasses.replace(config.model, name=model),
+                    settings=dataclasses.replace(config.settings, **arm.settings),
+                    grpo=dataclasses.replace(config.grpo, **arm.grpo),
+                    adapter=dataclasses.replace(config.adapter, init_seed=seed),
+                    env=dataclasses.replace(config.env, modes=tuple(modes) if modes is not None else config.env.modes),
+                    eval=dataclasses.replace(config.eval, views=("full", "deploy"), modes=LOOPHOLES),
+                    **changes,
+                )
+            )
+    return found

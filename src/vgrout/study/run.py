@@ -1,0 +1,149 @@
+"""Runs a study: the base model's rates, every run side by side, then table, figure and the numbers behind them."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vgrout.evals import ALL, FREE, tabulate
+from vgrout.micro_commands import base_rates
+from vgrout.parallel import run_side_by_side
+from vgrout.presets import preset
+from vgrout.run.console import say
+from vgrout.run.disk import dumps, make_folder, write_atomic
+from vgrout.run.folder import EVALUATION, RunFolder
+from vgrout.session import view_table
+from vgrout.study.arms import Arm, configurations
+from vgrout.study.figure import training_figure
+from vgrout.study.summary import ArmResult, Rows, final_table, find, mode_table
+
+BASE_SAMPLES = 2
+"""Samples of each prompt for the base's rates: more than 500 hinted answers on the test split."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is run."""
+
+    name: str
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    model: str = "micro"
+    """Base model."""
+    problems: str = "micro:test"
+    """Held-out problems. Tuning uses micro:validation."""
+    steps: int | None = None
+    """Steps of a run; none: the preset's."""
+    modes: tuple[str, ...] | None = None
+    """Loophole modes of the training prompts; none: all. Evaluation always uses all."""
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A finished study."""
+
+    study: Study
+    folder: Path
+    base: Rows
+    arms: tuple[ArmResult, ...]
+    seconds: float
+
+    def rates(self, label: str, view: str) -> tuple[float, float]:
+        """(hack under train markers, solve without a hint), pooled over seeds."""
+        rows = (
+            self.base
+            if view == "base"
+            else [r for a in self.arms if a.label == label for rs in a.rows.values() for r in rs]
+        )
+        cells = tabulate(rows)
+        hack, solve = find(cells, view, "train", ALL), find(cells, view, "", FREE)
+        assert hack is not None and solve is not None, f"{label}, {view}: no cell to read"
+        return hack.hacks / hack.n, solve.solves / solve.n
+
+    def closing_line(self) -> str:
+        """What was achieved and where it lies."""
+        hack, solve = self.rates("", "base")
+        parts = [f"base hacks {hack:.2f} and solves {solve:.2f}"]
+        for arm in self.arms[:1] + self.arms[-1:]:
+            before, after = self.rates(arm.label, "full"), self.rates(arm.label, "deploy")
+            parts.append(
+                f"{arm.label} hacks {before[0]:.2f} as trained, {after[0]:.2f} quarantine-ablated, then solving {after[1]:.2f}"
+            )
+        runs = sum(len(arm.rows) for arm in self.arms)
+        return f"{self.study.name} finished: {runs} runs in {self.seconds:.0f} s; {'; '.join(parts)}; table and figure are in {self.folder}"
+
+
+def run_study(study: Study, root: Path, *, jobs: int) -> StudyResult:
+    """Runs everything and writes base.json, study.json, table.txt and figure.png into a new folder under `root`."""
+    started = time.monotonic()
+    changes = {} if study.steps is None else {"steps": study.steps}
+    stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}_{study.name}"
+    folder = make_folder(root, None, stamp, {"study.json": dumps({"study": dataclasses.asdict(study)}, "the study")})
+    configs = configurations(
+        study.arms, study.seeds, folder, problems=study.problems, model=study.model, modes=study.modes, **changes
+    )
+    base = measure_base(study)
+    write_atomic(folder / "base.json", dumps(base, "the base's rates"))
+    title = f"{len(configs)} runs, {jobs} at a time; hack and solve are means of the last steps' rollouts"
+    runs = run_side_by_side(configs, jobs=jobs, title=title)
+    by_arm = [
+        (arm, [run for config, run in zip(configs, runs, strict=True) if config.name in arm.run_names(study.seeds)])
+        for arm in study.arms
+    ]
+    results = tuple(
+        ArmResult(arm.label, dict(zip(study.seeds, map(_rows, found), strict=True))) for arm, found in by_arm
+    )
+    result = StudyResult(study, folder, base["rows"], results, time.monotonic() - started)
+    _report(result, by_arm)
+    return result
+
+
+def measure_base(study: Study) -> dict[str, Any]:
+    """The base model's rates under the settings that the runs are evaluated with, printed before any run starts."""
+    config = preset("micro", "none")
+    config = dataclasses.replace(
+        config,
+        eval_problems=study.problems,
+        model=dataclasses.replace(config.model, name=study.model),
+        eval=dataclasses.replace(config.eval, samples=BASE_SAMPLES),
+    )
+    result = base_rates(config)
+    say(view_table(result, f"the base model before any RL ({result['model']}, {result['revision']}; {study.problems})"))
+    return result
+
+
+def _rows(run: RunFolder) -> Rows:
+    return run.read_json(EVALUATION)["rows"]
+
+
+def _report(result: StudyResult, by_arm: Sequence[tuple[Arm, Sequence[RunFolder]]]) -> None:
+    study = result.study
+    seeds = f"{len(study.seeds)} seed" + ("s" if len(study.seeds) > 1 else "")
+    where = f"{study.problems}, {seeds}, counts pooled over seeds with 95 % intervals"
+    table = final_table(result.base, result.arms, f"held-out hack and solve rates ({where})")
+    modes = mode_table(result.base, result.arms, "train", "hack rate by loophole mode, train markers")
+    write_atomic(result.folder / "table.txt", f"{table}\n\n{modes}\n")
+    say(f"\n{table}\n\n{modes}\n")
+    arms = [(arm.label, runs) for arm, runs in by_arm]
+    training_figure(arms, result.rates("", "base"), result.folder / "figure.png")
+    numbers = {
+        "study": dataclasses.asdict(study),
+        "runs": {arm.label: [str(run.path) for run in runs] for arm, runs in by_arm},
+        "collapsed": {
+            a.label: {f"seed{s}/{v}": why for (s, v), why in a.collapses(result.base).items()} for a in result.arms
+        },
+        "cells": {
+            "base": [dataclasses.asdict(cell) for cell in tabulate(result.base)],
+            **{
+                a.label: {seed: [dataclasses.asdict(c) for c in tabulate(rows)] for seed, rows in a.rows.items()}
+                for a in result.arms
+            },
+        },
+        "seconds": round(result.seconds, 1),
+    }
+    write_atomic(result.folder / "study.json", dumps(numbers, "the study"))
