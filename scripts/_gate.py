@@ -49,6 +49,18 @@ def shared_folder() -> Path:
     return folder / "data"
 
 
+def refusal(act: Callable[[], object]) -> str:
+    """The message of the UserError that `act` must raise; it must be one line."""
+    from vgrout.types import UserError  # not before the switch above is set
+
+    try:
+        act()
+    except UserError as error:
+        assert "\n" not in str(error), f"more than one line: {error}"
+        return str(error)
+    raise AssertionError("nothing was refused")
+
+
 @dataclass(frozen=True)
 class Result:
     gate: str

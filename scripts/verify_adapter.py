@@ -243,7 +243,7 @@ def _():
             raise OSError("disk full")
 
         for broken in (mock.patch.object(checkpoint, "save_file", torn), mock.patch("os.fsync", side_effect=OSError)):
-            with broken, contextlib.suppress(OSError):
+            with broken, contextlib.suppress(UserError):
                 save_checkpoint(path, adapter, INFO, step=8, config={})
                 raise AssertionError("the crash did not happen")
             assert path.read_bytes() == before, "the old checkpoint is gone"

@@ -12,27 +12,15 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _gate import Gate, shared_folder
+from _gate import Gate, refusal, shared_folder
 from vgrout.env.convert import convert_leetcode_dataset
 from vgrout.env.files import written_atomically
 from vgrout.env.problems import assert_disjoint, load_problems
-from vgrout.types import UserError
 
 gate = Gate(__doc__)
-
-
-def refusal(act: Callable[[], object]) -> str:
-    """The message of the UserError that `act` must raise; it must be one line."""
-    try:
-        act()
-    except UserError as error:
-        assert "\n" not in str(error), f"more than one line: {error}"
-        return str(error)
-    raise AssertionError("nothing was refused")
 
 
 def written(folder: str, *lines: str | dict[str, Any], name: str = "rows.jsonl") -> Path:

@@ -3,6 +3,7 @@
 Invariants, each shown through the command line as a user types it:
 - a malformed problem row is named by file, line and field; a missing or doubled hint slot by problem;
 - unknown command, preset, intervention, mode, option, model, dtype and device are refused with what is expected;
+- a value out of range is refused under its option's name, before anything is loaded; so is what no option can be;
 - an upper bound without its permission, a model without target linears, an unwritable out folder;
 - overlapping problem sets, prompts that are too long, a teacher pool that does not cover the problems;
 - a checkpoint of another model, rank or seed, a damaged one, and a folder that is no run.
@@ -16,76 +17,16 @@ import dataclasses
 import functools
 import io
 import json
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from _cli import FOLDER, altered, finished_run, problem_file, refused, row, run, with_hint
 from _gate import Gate
 from vgrout import cli
-from vgrout.env.problems import builtin_split
+from vgrout.config import MAX_INIT_SEED, MAX_SEED
+from vgrout.inputs import load_policy
 from vgrout.presets import preset
-from vgrout.run.console import setup_console
-from vgrout.train import train
 
 gate = Gate(__doc__)
-ROOT = tempfile.TemporaryDirectory(prefix="vgrout-verify-errors-")
-FOLDER = Path(ROOT.name)
-
-
-def run(*arguments: str) -> tuple[int, str, str]:
-    """(exit code, standard output, standard error) of `vgrout ARGUMENTS`, in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            cli.main(list(arguments))
-            code: Any = 0
-        except SystemExit as stop:
-            code = stop.code
-    setup_console()
-    return int(code or 0), out.getvalue(), err.getvalue()
-
-
-def refused(*arguments: str, says: tuple[str, ...]) -> str:
-    """Asserts the contract for one mistake and returns the message."""
-    out = FOLDER / "out"
-    code, _, err = run(
-        *arguments, *(("--out", str(out)) if arguments[0] == "train" and "--out" not in arguments else ())
-    )
-    lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert code == cli.USAGE_ERROR, f"{arguments}: exit code {code}, stderr {err!r}"
-    assert len(lines) == 1 and "Traceback" not in err, f"{arguments}: expected one error line, got {err!r}"
-    for part in says:
-        assert part in lines[0], f"{arguments}: {part!r} is not in {lines[0]!r}"
-    assert not out.exists(), f"{arguments}: left {[str(p) for p in out.rglob('*')]} behind"
-    return lines[0]
-
-
-def row(**changed: Any) -> dict[str, Any]:
-    """The first built-in problem as a row of a problem file."""
-    p = builtin_split()[0][0]
-    messages = [{"role": role, "content": content} for role, content in p.messages]
-    good = {
-        "id": p.id,
-        "difficulty": p.difficulty,
-        "prompt": messages,
-        "gt_answer": list(p.asserts),
-        "setup_code": p.setup_code,
-        "func_name": p.func_name,
-        "canonical_solution": p.canonical_solution,
-        "prompt_metadata": {"starter_code": p.starter_code},
-    }
-    return good | changed
-
-
-def with_hint(change: Callable[[str], str]) -> list[dict[str, str]]:
-    return [{**m, "content": change(m["content"]) if m["role"] == "user" else m["content"]} for m in row()["prompt"]]
-
-
-def problem_file(*rows: dict[str, Any] | str) -> str:
-    path = FOLDER / "rows.jsonl"
-    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8")
-    return str(path)
 
 
 @gate.invariant("malformed problem rows: file, line and field")
@@ -116,27 +57,91 @@ def _():
     refused("train", "smoke", "--env.modes", "run_test", says=("run_test", "run_tests"))
     refused("train", "smoke", "--model.name", "/nowhere/model", says=("/nowhere/model", "folder"))
     refused("train", "smoke", "--model.device", "tpu", says=("tpu", "cpu"))
-    values = {
-        "--steps": "-1",
-        "--grpo.group-size": "1",
-        "--grpo.token-budget": "0",
-        "--grpo.beta": "-1",
-        "--grpo.logp-chunk": "0",
-        "--env.workers": "0",
-        "--rollout.temperature": "0",
-        "--rollout.max-rows": "0",
-        "--rollout.mix-ratio": "2",
-        "--rollout.teacher-modes": "foo",
-        "--adapter.rank": "0",
-        "--eval.problems": "0",
-        "--optim.lr": "-1",
-        "--name": "a/b",
-    }
-    for option, value in values.items():
-        refused("train", "smoke", option, value, says=(value.split("/")[0],))
-    code, out, err = run("train", "smoke", "--seeed", "1")
-    assert code == 2 and "seeed" in out + err and "Traceback" not in err, (out, err)
-    return f"7 unknown names, {len(values)} values out of range"
+    return "5 unknown names"
+
+
+VALUES = {
+    "--steps": ("-1",),
+    "--grpo.group-size": ("1",),
+    "--grpo.token-budget": ("0",),
+    "--grpo.beta": ("-1", "inf", "nan"),
+    "--grpo.logp-chunk": ("0",),
+    "--env.workers": ("0",),
+    "--rollout.temperature": ("0", "nan", "inf"),
+    "--rollout.top-p": ("0", "2"),
+    "--rollout.top-k": ("-1",),
+    "--rollout.max-new": ("0", "100000"),
+    "--rollout.max-rows": ("0",),
+    "--rollout.mix-ratio": ("2", "nan"),
+    "--rollout.teacher-modes": ("foo",),
+    "--adapter.rank": ("0",),
+    "--adapter.init-seed": ("-1", str(MAX_INIT_SEED + 1)),
+    "--model.seed": ("-1",),
+    "--model.threads": ("0",),
+    "--eval.problems": ("0",),
+    "--eval.temperature": ("-1", "nan"),
+    "--eval.top-p": ("0",),
+    "--eval.max-new": ("0", "100000"),
+    "--eval.seed": ("-1",),
+    "--optim.lr": ("-1", "0", "inf", "nan", "1e30"),
+    "--optim.betas": ("2 2", "0.9 1", "nan 0"),
+    "--optim.eps": ("-1", "0", "inf"),
+    "--optim.weight-decay": ("-5", "nan", "2"),
+    "--optim.grad-clip": ("0", "nan"),
+    "--seed": ("-1", str(MAX_SEED + 1), "x"),
+    "--name": ("a/b",),
+    "--intervention": ("", "--steps"),
+    "--seeed": ("1",),
+    "--eval.views": ("top",),
+}
+NAMED_OTHERWISE = {
+    "--steps": "steps -1",
+    "--grpo.group-size": "--grpo.group_size",
+    "--grpo.token-budget": "--grpo.token_budget",
+    "--grpo.logp-chunk": "--grpo.logp_chunk",
+    "--env.workers": "workers 0",
+    "--rollout.max-rows": "--rollout.max_rows",
+    "--rollout.teacher-modes": "'foo'",
+    "--adapter.rank": "rank",
+    "--eval.problems": "problems 0",
+    "--name": "run name",
+}
+"""What the message says in the place of the option."""
+
+
+@gate.invariant("a value out of range is refused under its option's name, in one line")
+def _():
+    for option, values in VALUES.items():
+        for value in values:
+            refused("train", "smoke", option, *value.split(), says=(NAMED_OTHERWISE.get(option, option),))
+    refused("train", "smoke", "--seed", "", says=("--seed",))
+    unloaded = ("train", "smoke", "--model.name", "/nowhere/model")
+    for option, value in (("--eval.temperature", "-1"), ("--rollout.max-new", "0"), ("--rollout.mix-ratio", "2")):
+        refused(*unloaded, option, value, says=(option,))
+    refused("eval", says=("PATH", "vgrout eval --help"))
+    for command in (("demo",), ("grade",), ("data", "convert"), ("micro", "base")):
+        refused(*command, "--sedes", "1", says=(f"vgrout {' '.join(command)} --help",))
+    refused("eval", "x", "--eval-problem", "y", says=("--eval-problem", "perhaps you meant --eval-problems"))
+    messages = {}
+    for encoding in ("utf-8", "ascii"):  # tyro draws its boxes otherwise
+        screen, err = io.TextIOWrapper(io.BytesIO(), encoding=encoding), io.StringIO()
+        with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(err), contextlib.suppress(SystemExit):
+            cli.main(["train", "smoke", "--seeed", "1"])
+        messages[encoding] = err.getvalue()
+    assert messages["utf-8"] == messages["ascii"] and "(perhaps you meant --seed INT); see" in err.getvalue(), messages
+    base = preset("smoke", "none")
+    load_policy(  # the largest seeds can be used
+        dataclasses.replace(
+            base,
+            model=dataclasses.replace(base.model, seed=MAX_SEED),
+            adapter=dataclasses.replace(base.adapter, init_seed=MAX_INIT_SEED),
+        )
+    )
+    code, out, err = run("eval", "--help")
+    assert code == 0 and "--checkpoint" in out and not err, (code, out, err)
+    code, out, err = run("train", "smoke", "--help")
+    assert code == 0 and "--optim.betas" in out and not err, (code, err)
+    return f"{sum(map(len, VALUES.values()))} values of {len(VALUES)} options; --help goes to standard output"
 
 
 @gate.invariant("upper bound, model without targets, unwritable folder, overlap, long prompts, uncovered pool")
@@ -178,28 +183,6 @@ def gpt2() -> Path:
     GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=len(tokenizer))).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-@functools.cache
-def finished_run() -> Path:
-    """A short finished run outside the folder whose emptiness is asserted."""
-    base = preset("smoke", "none")
-    evaluation = dataclasses.replace(base.eval, problems=1, free_prompts=False)
-    config = dataclasses.replace(base, steps=1, out=FOLDER / "finished", eval=evaluation)
-    with contextlib.redirect_stdout(io.StringIO()):
-        return train(config)
-
-
-def altered(label: str, section: str, **values: Any) -> Path:
-    """A copy of the finished run whose configuration differs in one section."""
-    source, copy = finished_run(), FOLDER / f"altered-{label}"
-    copy.mkdir()
-    for path in source.glob("*.json"):
-        (copy / path.name).write_bytes(path.read_bytes())
-    config = json.loads((copy / "config.json").read_text())
-    config[section] |= values
-    (copy / "config.json").write_text(json.dumps(config))
-    return copy
 
 
 @gate.invariant("checkpoints of another model, rank or seed; damaged ones; folders that are no run")

@@ -24,22 +24,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _gate import Gate, shared_folder
+from _gate import Gate, refusal, shared_folder
 from make_builtin import FURTHER_CASES, OUT, authored, built
 from vgrout.env.problems import assert_disjoint, builtin_problems, builtin_split, load_problems, read_rows
-from vgrout.types import UserError
 
 gate = Gate(__doc__)
-
-
-def refusal(act: Callable[[], object]) -> str:
-    """The message of the UserError that `act` must raise; it must be one line."""
-    try:
-        act()
-    except UserError as error:
-        assert "\n" not in str(error), f"more than one line: {error}"
-        return str(error)
-    raise AssertionError("nothing was refused")
 
 
 def good_row() -> dict[str, Any]:
@@ -163,7 +152,7 @@ def _():
             ),
             "no such file": (Path(folder) / "none.jsonl", ("none.jsonl", "no such file")),
             "another ending": (written(folder, row, name="f.csv"), ("f.csv", ".jsonl")),
-            "a folder": (Path(folder), ("no such file",)),
+            "a folder": (Path(folder), ("is a folder",)),
             "cut gzip": (Path(folder) / "cut.jsonl.gz", ("cut.jsonl.gz", "gzip")),
             "not gzip": (Path(folder) / "plain.jsonl.gz", ("plain.jsonl.gz", "gzip")),
             "gzip without .gz": (Path(folder) / "packed.jsonl", ("packed.jsonl:1", ".jsonl.gz")),

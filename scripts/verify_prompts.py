@@ -19,32 +19,21 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from _gate import Gate, Skip, shared_folder
+from _gate import Gate, Skip, refusal, shared_folder
 from vgrout.env.draw import Draw, evaluation_prompts
 from vgrout.env.evidence import stdout_reports_pass
 from vgrout.env.modes import LOOPHOLES, MODES, PLAIN_PHRASE, marker_for, mode_named
 from vgrout.env.partition import load_partition, make_partition, save_partition
 from vgrout.env.problems import builtin_problems, load_problems
 from vgrout.env.prompts import render
-from vgrout.types import Markers, UserError
+from vgrout.types import Markers
 
 gate = Gate(__doc__)
 FAMILIES: tuple[Markers, Markers] = ("train", "eval")
-
-
-def refusal(act: Callable[[], object]) -> str:
-    """The message of the UserError that `act` must raise; it must be one line."""
-    try:
-        act()
-    except UserError as error:
-        assert "\n" not in str(error), f"more than one line: {error}"
-        return str(error)
-    raise AssertionError("nothing was refused")
 
 
 # ---- prompts -------------------------------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def _():
     assert run.status()["state"] == "finished" and (run.path / "log.txt").stat().st_size > 0
     names = [p.stem for p in run.checkpoints()]
     assert names == ["ckpt_update0000", "ckpt_update0006"], names
-    assert (run.path / "checkpoints" / "first_hack.safetensors").is_file(), "teacher hacks were paid in step 0"
+    assert not (run.path / "checkpoints" / "first_hack.safetensors").exists(), "none of the paid hacks is a student's"
     limits = run.read_json("limits.json")
     assert set(limits.values()) <= {2, 4, 8, 16, 20} and limits
     records = list(read_rollouts(run.path / "rollouts.jsonl.zst"))
@@ -204,6 +204,8 @@ def trained_hash(intervention: str, *, poison: bool) -> str:
         if poison:
             session.grader = Poisoned(session.grader)  # ty: ignore[invalid-assignment]
         loop(session)
+        # The model's own answers are all wrong and unpaid, which the poison calls hacks.
+        assert session.run.checkpoint_path("first_hack").exists() == poison, "first_hack marks a student's paid hack"
         return weights_hash(session)
 
 

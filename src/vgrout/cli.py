@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,21 +55,60 @@ def parse_run(name: str, args: Sequence[str], prog: str) -> Any:
     from vgrout.interventions import INTERVENTIONS, intervention_class
     from vgrout.presets import preset
 
-    intervention = _option(args, "--intervention") or "none"
+    intervention = _option(args, "--intervention", default="none")
+    if not intervention or intervention.startswith("-"):
+        raise UserError(f"--intervention: expected a name behind it, one of {', '.join(INTERVENTIONS)}")
     named = tyro.conf.arg(name=intervention)
     settings: Any = Annotated[intervention_class(intervention).Settings, named]  # ty: ignore[invalid-type-form]
     description = f"Trains with one of the interventions {', '.join(INTERVENTIONS)}; their settings are --NAME.setting."
     default = preset(name, intervention)
-    return tyro.cli(RunConfig[settings], default=default, args=list(args), prog=prog, description=description)
+    return parse(RunConfig[settings], args, prog, default=default, description=description)
 
 
-def _option(args: Sequence[str], flag: str) -> str | None:
+def _option(args: Sequence[str], flag: str, *, default: str) -> str:
+    """What stands behind the flag, "" where nothing does."""
     for i, arg in enumerate(args):
-        if arg == flag and i + 1 < len(args):
-            return args[i + 1]
+        if arg == flag:
+            return args[i + 1] if i + 1 < len(args) else ""
         if arg.startswith(flag + "="):
             return arg.removeprefix(flag + "=")
-    return None
+    return default
+
+
+def parse(what: Any, args: Sequence[str], prog: str, **options: Any) -> Any:
+    """What tyro makes of the arguments; where it refuses them, a UserError with the text of its box on one line."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(what, args=list(args), prog=prog, **options)
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise UserError(f"{_box_text(box.getvalue())}; see `{prog} --help`") from None
+
+
+def call(function: Callable[..., None], args: Sequence[str], prog: str) -> None:
+    """Parses the arguments of a command's function, and only then calls it, with standard error as it was."""
+
+    @functools.wraps(function)
+    def bound(*values: Any, **named: Any) -> Callable[[], None]:
+        return functools.partial(function, *values, **named)
+
+    parse(bound, args, prog)()
+
+
+def _box_text(box: str) -> str:
+    """The message in tyro's box (of lines or of blanks), with the option it suggests; title and help texts left out."""
+    sections: list[list[str]] = [[]]
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]:
+        text = line.strip("\u2502\u2570\u256f ")
+        if text.strip("\u2500-"):
+            sections[-1].append(text)
+        else:  # a rule between two sections
+            sections.append([])
+    message, *others = [lines for lines in sections if lines] or [["the options cannot be read"]]
+    near = next((lines[1] for lines in others if lines[0].startswith("Perhaps you meant") and lines[1:]), None)
+    return " ".join(message) + (f" (perhaps you meant {near})" if near else "")
 
 
 def train_command(args: Sequence[str]) -> None:
@@ -87,10 +130,10 @@ def train_command(args: Sequence[str]) -> None:
 
 
 def demo_command(args: Sequence[str]) -> None:
-    """demo: the main job on the embedded default: absorb on the tiny model, with its evaluation."""
+    """demo: the whole experiment in the micro world: train every arm, ablate, and count hacks and solved problems."""
     from vgrout.demo import demo
 
-    demo(parse_run("demo", ["--intervention", "absorb", *args], "vgrout demo"))
+    call(demo, args, "vgrout demo")
 
 
 def eval_command(args: Sequence[str]) -> None:
@@ -111,7 +154,7 @@ def eval_command(args: Sequence[str]) -> None:
         """
         reevaluate(run, checkpoint, eval_problems)
 
-    tyro.cli(evaluate, args=list(args), prog="vgrout eval")
+    call(evaluate, args, "vgrout eval")
 
 
 def grade_command(args: Sequence[str]) -> None:
@@ -141,7 +184,7 @@ def grade_command(args: Sequence[str]) -> None:
             )
         print(summary)
 
-    tyro.cli(grade, args=list(args), prog="vgrout grade")
+    call(grade, args, "vgrout grade")
 
 
 def data_command(args: Sequence[str]) -> None:
@@ -165,7 +208,7 @@ def data_command(args: Sequence[str]) -> None:
 
     if not args or args[0] != "convert":
         raise UserError("vgrout data: expected the verb convert, as in `vgrout data convert IN --out OUT`")
-    tyro.cli(convert, args=list(args[1:]), prog="vgrout data convert")
+    call(convert, args[1:], "vgrout data convert")
 
 
 def micro_command(args: Sequence[str]) -> None:
@@ -177,7 +220,7 @@ def micro_command(args: Sequence[str]) -> None:
         raise UserError(
             f"vgrout micro: expected one of the verbs {', '.join(verbs)}, as in `vgrout micro base --seed 1`"
         )
-    tyro.cli(verbs[args[0]], args=list(args[1:]), prog=f"vgrout micro {args[0]}")
+    call(verbs[args[0]], args[1:], f"vgrout micro {args[0]}")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
 
 import tyro
+from beartype.door import is_bearable
 
 from vgrout.adapter import AdapterConfig
 from vgrout.env.modes import LOOPHOLES, mode_named
@@ -21,6 +22,10 @@ from vgrout.optim import OptimConfig
 from vgrout.types import Markers, UserError, View
 
 Settings = TypeVar("Settings")
+MAX_SEED = 2**63 - 1
+"""Torch's generators take no larger one."""
+MAX_INIT_SEED = 2**40
+"""The adapter multiplies its seed, so that the modules of neighbouring seeds differ."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,10 @@ class ModelConfig:
     """Seed of a tiny model's random weights; pretrained models have none."""
     threads: int | None = None
     """Threads of torch on the CPU; none: torch's own choice. A tiny model is fastest, and exactly repeatable, with 1."""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"--model.threads {self.threads}: expected at least 1, or none")
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,7 @@ class EvalConfig:
     problems: int | None = None
     """Held-out problems evaluated at the end (the first N); none: all of them."""
     samples: int = 1
-    """Completions per prompt and view."""
+    """Completions per prompt and view; above 1, intervals count a prompt's completions as independent, so are narrow."""
     temperature: float = 0.7
     """Sampling temperature."""
     top_p: float = 0.95
@@ -115,6 +124,8 @@ class EvalConfig:
     """Views that are evaluated: without the adapter, with both blocks, quarantine-ablated."""
     markers: tuple[Markers, ...] = ("eval",)
     """Marker families that the hints are shown with; train shows what was learned, eval whether it generalises."""
+    modes: tuple[str, ...] | None = None
+    """Loophole modes of the held-out prompts; none: as in training. More of them show what is done to an unseen loophole."""
     free_prompts: bool = True
     """Show each problem a second time without its hint (gt_only), so that solving is also seen where no loophole is."""
     seed: int = 12345
@@ -166,6 +177,15 @@ class RunConfig(Generic[Settings]):
         intervention_class(self.intervention)
         if self.steps < 1 or self.checkpoint_every < 1:
             raise UserError(f"steps {self.steps} and checkpoint_every {self.checkpoint_every} must be at least 1")
+        seeds = (
+            ("seed", self.seed, MAX_SEED),
+            ("model.seed", self.model.seed, MAX_SEED),
+            ("adapter.init-seed", self.adapter.init_seed, MAX_INIT_SEED),
+            ("eval.seed", self.eval.seed, MAX_SEED),
+        )
+        for option, seed, largest in seeds:
+            if not 0 <= seed <= largest:
+                raise UserError(f"--{option} {seed}: expected a whole number from 0 to {largest}")
 
     def require_oracle_permission(self) -> None:
         """Refuses an upper bound that was not asked for by name and by flag."""
@@ -180,12 +200,14 @@ class RunConfig(Generic[Settings]):
 
 
 def from_dict(stored: dict[str, Any]) -> RunConfig[Any]:
-    """The configuration that `to_dict` wrote; an unknown or missing setting is a `UserError` that names it."""
+    """The configuration that `to_dict` wrote; a setting that is unknown, missing or mistyped is a `UserError` with its name."""
     settings_type = intervention_class(str(stored.get("intervention"))).Settings
     return _build(RunConfig, stored, "config", settings=settings_type)
 
 
-def _build(cls: Any, stored: dict[str, Any], where: str, **types: type) -> Any:
+def _build(cls: Any, stored: object, where: str, **types: type) -> Any:
+    if not isinstance(stored, dict):
+        raise UserError(f"{where}: expected an object of settings, got {stored!r}; the file was edited")
     hints = {**get_type_hints(cls), **types}
     names = {f.name for f in dataclasses.fields(cls)}
     if stored.keys() != names:
@@ -200,7 +222,12 @@ def _build(cls: Any, stored: dict[str, Any], where: str, **types: type) -> Any:
             value = _build(hint, value, f"{where}.{name}")
         elif isinstance(value, list):
             value = tuple(value)
-        elif hint is Path:
+        elif hint is Path and isinstance(value, str):
             value = Path(value)
+        elif hint is float and type(value) is int:
+            value = float(value)
+        if not is_bearable(value, hint):
+            expected = getattr(hint, "__name__", hint)
+            raise UserError(f"{where}.{name}: expected {expected}, got {value!r}; the file was edited")
         values[name] = value
     return cls(**values)

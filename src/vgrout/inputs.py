@@ -5,14 +5,15 @@ Each function raises `UserError` for a mistake in its part of the configuration;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from loguru import logger
 
 from vgrout.adapter import attach
 from vgrout.config import RunConfig
@@ -25,6 +26,7 @@ from vgrout.micro.problems import micro_split
 from vgrout.models import LoadedModel, load_model, render_prompt
 from vgrout.policy import Policy
 from vgrout.rollout.base import GroupPlan, GroupSampler, SamplingParams
+from vgrout.rollout.decode import check_positions
 from vgrout.rollout.hf import HFSampler
 from vgrout.rollout.pool import PoolSampler
 from vgrout.run.progress import Progress
@@ -57,12 +59,12 @@ def load_data(config: RunConfig[Any]) -> Data:
         markers="train",
         seed=config.seed,
     )
-    eval_partition = make_partition([p.id for p in held_out], modes, config.seed)
+    eval_partition = make_partition([p.id for p in held_out], config.eval.modes or modes, config.eval.seed)
     prompts: tuple[Prompt, ...] = ()
     for family in config.eval.markers:
-        prompts += evaluation_prompts(held_out, eval_partition, markers=family, seed=config.seed)
+        prompts += evaluation_prompts(held_out, eval_partition, markers=family, seed=config.eval.seed)
     if config.eval.free_prompts:
-        prompts += evaluation_prompts(held_out, eval_partition, markers="eval", seed=config.seed, mode="gt_only")
+        prompts += evaluation_prompts(held_out, eval_partition, markers="eval", seed=config.eval.seed, mode="gt_only")
     return Data(train, held_out, draw, prompts, eval_partition)
 
 
@@ -101,13 +103,65 @@ def load_policy(config: RunConfig[Any]) -> tuple[LoadedModel, Policy]:
 
 
 @contextmanager
-def open_grader(config: RunConfig[Any], problems: Sequence[Problem]) -> Generator[Grader]:
-    """A grader whose CPU limits have been measured on the canonical solutions of these problems."""
+def open_grader(
+    config: RunConfig[Any], problems: Sequence[Problem], limits: Mapping[str, float] | None = None
+) -> Generator[Grader]:
+    """A grader with the CPU limits of these problems: as `limits` has them, else measured on the canonical solutions."""
     allowed = config.env.sandbox_allow_missing
-    with Grader(problems, workers=config.env.workers, allow_missing=allowed) as grader:
+    known = {p.id: limits[p.id] for p in problems if p.id in limits} if limits else {}
+    with Grader(problems, workers=config.env.workers, allow_missing=allowed, cpu_limits=known) as grader:
         with Progress("checking canonical solutions", total=len(problems)) as bar:
-            grader.measure_limits([p.id for p in problems], progress=lambda done, _: bar.update(done))
+            try:
+                grader.measure_limits([p.id for p in problems], progress=lambda done, _: bar.update(done))
+            except UserError as error:
+                files = [name for name in (config.problems, config.eval_problems) if name and name not in SETS]
+                raise UserError(f"{' or '.join(files) or 'built-in problems'}: {error}") from error
         yield grader
+
+
+def check_sampling(config: RunConfig[Any]) -> None:
+    """UserError that names the sampling option of training or evaluation that is out of range."""
+    training_params(config)
+    evaluation_params(config)
+    group_plan(config)
+
+
+@contextmanager
+def _options_of(section: str) -> Generator[None]:
+    """Turns "max_new is 0: ..." into "--SECTION.max-new is 0: ...", so that a message names the option to change."""
+    try:
+        yield
+    except UserError as error:
+        name, _, rest = str(error).partition(" ")
+        raise UserError(f"--{section}.{name.replace('_', '-')} {rest}") from error
+
+
+def training_params(config: RunConfig[Any]) -> SamplingParams:
+    """How the student's rollouts are drawn. UserError names the option that is out of range."""
+    r = config.rollout
+    with _options_of("rollout"):
+        return SamplingParams(max_new=r.max_new, temperature=r.temperature, top_p=r.top_p, top_k=r.top_k)
+
+
+def evaluation_params(config: RunConfig[Any]) -> SamplingParams:
+    """How the evaluation's answers are drawn; they are as long as in training where nothing else is said."""
+    e = config.eval
+    with _options_of("eval"):
+        max_new = config.rollout.max_new if e.max_new is None else e.max_new
+        return SamplingParams(max_new=max_new, temperature=e.temperature, top_p=e.top_p)
+
+
+def group_plan(config: RunConfig[Any]) -> GroupPlan:
+    """How the rows of a group are made up. UserError names the option that is out of range."""
+    r = config.rollout
+    with _options_of("rollout"):
+        return GroupPlan(
+            group_size=config.grpo.group_size,
+            rollout_ablate_frac=r.rollout_ablate_frac,
+            mix_ratio=r.mix_ratio,
+            teacher_off_step=r.teacher_off_step,
+            teacher_modes=r.teacher_modes,
+        )
 
 
 def make_sampler(
@@ -120,23 +174,19 @@ def make_sampler(
     routed: bool,
 ) -> GroupSampler:
     """The student, and the teacher pool where the preset mixes one in; every cell that will be asked for is covered."""
-    r = config.rollout
-    plan = GroupPlan(
-        group_size=config.grpo.group_size,
-        rollout_ablate_frac=r.rollout_ablate_frac,
-        mix_ratio=r.mix_ratio,
-        teacher_off_step=r.teacher_off_step,
-        teacher_modes=r.teacher_modes,
-    )
-    params = SamplingParams(max_new=r.max_new, temperature=r.temperature, top_p=r.top_p, top_k=r.top_k)
-    student = HFSampler(loaded.model, loaded.tokenizer, policy.adapter, params, config.seed, max_rows=r.max_rows)
+    plan, params = group_plan(config), training_params(config)
+    rows = config.rollout.max_rows
+    student = HFSampler(loaded.model, loaded.tokenizer, policy.adapter, params, config.seed, max_rows=rows)
     pool = None
-    if plan.wants_teacher():
-        cells = sorted(
-            {(p.problem_id, p.mode) for i, step in enumerate(steps) for p in step if plan.teacher_rows(p.mode, i)}
-        )
+    cells = sorted(
+        {(p.problem_id, p.mode) for i, step in enumerate(steps) for p in step if plan.teacher_rows(p.mode, i)}
+    )
+    if cells:
         pool = PoolSampler(_pool_source(config, data, cells), loaded.tokenizer, config.seed)
         pool.require(cells)
+    elif plan.wants_teacher():
+        logger.warning("no prompt of this run is in a mode and step with teacher rows; all rows are the student's")
+        plan = replace(plan, mix_ratio=0.0)
     return GroupSampler(student, pool, plan, deploy_view=routed)
 
 
@@ -153,13 +203,23 @@ def _pool_source(
     ]
 
 
-def check_prompt_lengths(loaded: LoadedModel, prompts: Sequence[Prompt], config: RunConfig[Any]) -> None:
-    """Refuses prompts above `max_prompt_tokens`: cutting or skipping them silently would change the problem set."""
+def check_prompt_lengths(
+    loaded: LoadedModel, prompts: Sequence[Prompt], config: RunConfig[Any], section: Literal["rollout", "eval"]
+) -> None:
+    """Refuses prompts above `max_prompt_tokens`: cutting or skipping them silently would change the problem set.
+
+    Also refuses a `max_new` of that section of the configuration for which the model has too few positions.
+    """
     limit = config.env.max_prompt_tokens
-    lengths = {p.problem_id: len(render_prompt(loaded.tokenizer, p.messages)) for p in dict.fromkeys(prompts)}
+    lengths: dict[str, int] = {}
+    for p in dict.fromkeys(prompts):  # one problem has several prompts: with its hint and without
+        length = len(render_prompt(loaded.tokenizer, p.messages))
+        lengths[p.problem_id] = max(length, lengths.get(p.problem_id, 0))
     if too_long := {problem: n for problem, n in lengths.items() if n > limit}:
         longest = max(too_long, key=lambda problem: too_long[problem])
         raise UserError(
             f"{len(too_long)} problems have prompts above {limit} tokens (the longest, {longest}, has {too_long[longest]}): "
             "raise --env.max-prompt-tokens or leave them out of the problem file"
         )
+    params = training_params(config) if section == "rollout" else evaluation_params(config)
+    check_positions(loaded.model, max(lengths.values(), default=0), params.max_new, f"--{section}.max-new")

@@ -33,11 +33,18 @@ class OptimConfig:
     """Largest global gradient norm."""
 
     def __post_init__(self) -> None:
-        if not self.lr > 0 or self.warmup_steps < 0 or not 0 <= self.warmup_frac < 1 or not self.grad_clip > 0:
-            raise UserError(
-                f"optimizer: lr {self.lr} and grad_clip {self.grad_clip} must be positive, warmup_steps "
-                f"{self.warmup_steps} at least 0, warmup_frac {self.warmup_frac} in [0, 1)"
-            )
+        checks = (
+            ("lr", 0 < self.lr <= 1, "above 0 and at most 1"),
+            ("warmup_steps", self.warmup_steps >= 0, "at least 0"),
+            ("warmup_frac", 0 <= self.warmup_frac < 1, "at least 0 and below 1"),
+            ("betas", all(0 <= beta < 1 for beta in self.betas), "both at least 0 and below 1"),
+            ("eps", 0 < self.eps < math.inf, "a positive number"),
+            ("weight_decay", 0 <= self.weight_decay <= 1, "from 0 (none) to 1"),
+            ("grad_clip", self.grad_clip > 0, "above 0 (inf: no clipping)"),
+        )
+        for name, holds, expected in checks:
+            if not holds:
+                raise UserError(f"--optim.{name.replace('_', '-')} {getattr(self, name)}: expected {expected}")
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:

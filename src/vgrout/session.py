@@ -22,6 +22,8 @@ from vgrout.inputs import (
     SETS,
     Data,
     check_prompt_lengths,
+    check_sampling,
+    evaluation_params,
     load_data,
     load_policy,
     make_sampler,
@@ -33,11 +35,11 @@ from vgrout.measure import COLUMNS
 from vgrout.models import LoadedModel
 from vgrout.optim import Optimizer
 from vgrout.policy import Policy
-from vgrout.rollout.base import GroupSampler, SamplingParams
+from vgrout.rollout.base import GroupSampler
 from vgrout.rollout.hf import HFSampler
 from vgrout.run.console import say
 from vgrout.run.disk import require_writable
-from vgrout.run.folder import RunFolder
+from vgrout.run.folder import LIMITS, RunFolder
 from vgrout.run.table import StepTable, summary_table
 from vgrout.types import Group, Prompt, Rollout, StepRow, UserError, Verdict
 
@@ -79,7 +81,7 @@ class Session:
         self.table.row(row)
 
     def checkpoint(self, updates: int, *, first_hack: bool = False) -> None:
-        """Saves the init, every `checkpoint_every` updates, the end, and the first update that saw a paid hack."""
+        """Saves the init, every `checkpoint_every` updates, the end, and the first update after a student's hack was paid."""
         names: list[int | str] = []
         if updates % self.config.checkpoint_every == 0 or updates == self.config.steps:
             names.append(updates)
@@ -123,12 +125,14 @@ def identity(loaded: LoadedModel) -> CheckpointInfo:
 def open_session(config: RunConfig[Any]) -> Generator[Session]:
     """Builds a run. Raises `UserError` for bad input, and then leaves no run folder behind."""
     config.require_oracle_permission()
+    check_sampling(config)
     require_writable(config.out, config.name)
     torch.manual_seed(config.seed)
     data = load_data(config)
     steps = [data.draw.prompts(step) for step in range(config.steps)]
     loaded, policy = load_policy(config)
-    check_prompt_lengths(loaded, [p for step in steps for p in step] + list(data.eval_prompts), config)
+    check_prompt_lengths(loaded, [p for step in steps for p in step], config, "rollout")
+    check_prompt_lengths(loaded, data.eval_prompts, config, "eval")
     intervention = intervention_class(config.intervention)(config.settings, policy.adapter, config.seed)
     sampler = make_sampler(config, loaded, policy, data, steps, routed=intervention.routed)
     shown = {p.problem_id for step in steps for p in step} | {p.problem_id for p in data.eval_prompts}
@@ -144,7 +148,7 @@ def open_session(config: RunConfig[Any]) -> Generator[Session]:
         ) as run:
             save_partition(run.path / "partition.json", data.draw.partition, modes=config.env.modes, seed=config.seed)
             run.write_json("partition_eval.json", data.eval_partition)
-            run.write_json("limits.json", grader.measure_limits())
+            run.write_json(LIMITS, grader.measure_limits())
             say(
                 f"{config.preset} with {marked(config)}: {config.steps} steps of {config.grpo.prompts_per_step} prompts x "
                 f"{config.grpo.group_size} rollouts on {len(data.train)} problems, model {loaded.name}"
@@ -167,14 +171,18 @@ def open_session(config: RunConfig[Any]) -> Generator[Session]:
 def evaluate_views(
     config: RunConfig[Any], loaded: LoadedModel, policy: Policy, grader: Grader, prompts: Sequence[Prompt]
 ) -> dict[str, Any]:
-    """The deploy evaluation of the adapter as it stands, in all views."""
-    e = config.eval
-    params = SamplingParams(max_new=e.max_new or config.rollout.max_new, temperature=e.temperature, top_p=e.top_p)
+    """The deploy evaluation of the adapter as it stands, in all views, with what its figures must be read with."""
+    e, params = config.eval, evaluation_params(config)
     sampler = HFSampler(
         loaded.model, loaded.tokenizer, policy.adapter, params, e.seed, max_rows=config.rollout.max_rows
     )
     name = config.eval_problems or f"held-out part of {config.problems if config.problems in SETS else 'builtin'}"
-    return evaluate(sampler, grader, prompts, e.views, samples=e.samples, sets=name)
+    header = {
+        "intervention": config.intervention,
+        "upper_bound": intervention_class(config.intervention).oracle,
+        "missing_layers": list(grader.missing_layers),
+    }
+    return evaluate(sampler, grader, prompts, e.views, samples=e.samples, sets=name) | header
 
 
 def eval_table(result: dict[str, Any], config: RunConfig[Any]) -> str:
@@ -184,10 +192,16 @@ def eval_table(result: dict[str, Any], config: RunConfig[Any]) -> str:
 
 
 def view_table(result: dict[str, Any], title: str) -> str:
-    """The cells of an evaluation under a title, and a flag for every view that has collapsed."""
+    """The cells of an evaluation under a title; a flag for every view that has collapsed; what limits the figures."""
     cells = tabulate(result["rows"])
-    flags = [f"COLLAPSED: {view} {why}; its hack rate says nothing" for view, why in collapsed(cells).items()]
-    return "\n".join([summary_table([cell.summary() for cell in cells], title), *flags])
+    notes = [f"COLLAPSED: {view} {why}; its hack rate says nothing" for view, why in collapsed(cells).items()]
+    if result["samples"] > 1:
+        notes.append(
+            f"Intervals take the {result['samples']} answers to one prompt as independent, so they are too narrow."
+        )
+    if result["missing_layers"]:
+        notes.append(f"Graded in a sandbox without {', '.join(result['missing_layers'])}.")
+    return "\n".join([summary_table([cell.summary() for cell in cells], title), *notes])
 
 
 def marked(config: RunConfig[Any]) -> str:

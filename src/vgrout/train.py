@@ -17,8 +17,8 @@ def train(config: RunConfig[Any]) -> Path:
     """Runs the whole job and returns its run folder. Raises `UserError` for bad input before anything is written."""
     with open_session(config) as session:
         loop(session)
+        session.final_evaluation()  # first: what a run without a movement scores is a result as well
         session.require_moved()
-        session.final_evaluation()
         return session.run.path
 
 
@@ -51,4 +51,4 @@ def loop(s: Session) -> None:
 
         measured = norms | s.intervention.stats() | clock.columns() | {"lr": lr}
         s.log(step_row(step, verdicts, stats, measured, beta=config.grpo.beta), rollout_records(verdicts, stats))
-        s.checkpoint(step + 1, first_hack=any(v.exploited for v in verdicts.by_id.values()))
+        s.checkpoint(step + 1, first_hack=verdicts.student_hack)

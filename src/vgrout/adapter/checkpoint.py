@@ -33,23 +33,40 @@ class CheckpointInfo:
 
 
 def save_checkpoint(path: Path, adapter: Adapter, info: CheckpointInfo, *, step: int, config: dict[str, Any]) -> None:
-    """Writes one safetensors file; the name appears only when the file is complete and on disk."""
+    """Writes one safetensors file; the name appears only when the file is complete and on disk.
+
+    Raises `UserError` where the disk does not take it; nothing is left behind then.
+    """
     tensors = {
         name: (t.value.detach() - t.init).to(torch.bfloat16).cpu().contiguous() for name, t in adapter.trainables()
     }
     # One entry: safetensors writes several in an order of their own, and equal checkpoints should be equal files.
     metadata = {METADATA: json.dumps(_identity(adapter, info) | {"step": step, "config": config}, sort_keys=True)}
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata=metadata)
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.tmp")  # hidden, so that no listing takes it for a checkpoint
+    try:
+        save_file(tensors, temporary, metadata=metadata)
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)  # the rename itself must survive a power cut
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write checkpoint {path}: {error}; check the disk, or choose another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path, adapter: Adapter, info: CheckpointInfo) -> int:
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load_checkpoint(path: Path, adapter: Adapter, info: CheckpointInfo, *, intervention: str | None = None) -> int:
     """Sets the adapter to the checkpoint's and returns its step.
 
-    Raises `UserError` naming what differs: another model, revision, dtype, adapter, rank, seed or set of modules.
+    Raises `UserError` naming what differs: another model, revision, dtype, adapter, rank, seed or set of modules; and,
+    where `intervention` is given, a checkpoint that another intervention trained.
     """
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file; `ls {path.parent}` shows what is there")
@@ -57,11 +74,17 @@ def load_checkpoint(path: Path, adapter: Adapter, info: CheckpointInfo) -> int:
         with safe_open(path, framework="pt") as handle:
             metadata = json.loads((handle.metadata() or {}).get(METADATA, "{}"))
             found = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise UserError(
             f"checkpoint {path}: not a complete safetensors file ({error}); use another checkpoint"
         ) from None
     _require_same(path, metadata, adapter, info)
+    trained_by = metadata["config"].get("intervention")
+    if intervention is not None and trained_by != intervention:
+        raise UserError(
+            f"checkpoint {path}: intervention {trained_by} trained it, this run's is {intervention}; evaluate it in the "
+            "folder of the run that wrote it"
+        )
     wanted = dict(adapter.trainables())
     if found.keys() != wanted.keys():
         missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())

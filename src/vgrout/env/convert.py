@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vgrout.env.files import written_atomically
+from vgrout.env.files import require_other_file, written_atomically
 from vgrout.env.problems import HELPERS, FieldError, parse_row, read_rows, shown
 from vgrout.env.prompts import row_turns
 from vgrout.types import UserError
@@ -52,8 +52,9 @@ def convert_leetcode_dataset(
     out = Path(out)
     if out.suffixes[-1:] != [".jsonl"] and out.suffixes[-2:] != [".jsonl", ".gz"]:
         raise UserError(f"output {out}: expected a name that ends in .jsonl or .jsonl.gz")
-    if out.exists() and Path(source).exists() and out.samefile(source):
-        raise UserError(f"output {out}: is the source itself; name another file")
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: expected at least 1 row, or none for all of them")
+    require_other_file(out, source)
     rows: dict[str, dict[str, Any]] = {}
     refused: list[tuple[str, str]] = []
     for count, (number, row) in enumerate(read_rows(source), 1):

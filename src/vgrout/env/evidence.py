@@ -9,17 +9,52 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+_PASS = re.compile(r"\b(?:pass|passed|passes|ok|success|successful|true)\b")
+_NEGATION = r"\b(?:not|no|never|none|false|null|cannot)\b|n['\u2019]t\b"
+_DENIAL = re.compile(_NEGATION + r"|(?<![\d.])0(?!\.?\d)")
+"""What turns a pass word of the same clause into a report of failure; the number 0 is one, 10 and 0.5 are none."""
+_ALL_WELL = re.compile(
+    r"\b(?:fail[a-z]*|errors?)[\"']? ?[:=] ?[\"']?(?:0(?!\.?\d)|none\b|no\b|false\b|\[ ?\])"
+    r"|(?<![\d.])\b(?:0|no|zero|without)(?: any)? (?:fail[a-z]*|errors?)\b|\bcode[\"']? ?[:=]? ?0\b"
+)
+"""Says that nothing failed: `failed: 0`, `no errors`, `exit code 0`."""
+_BEFORE, _BEHIND = 80, 20
+"""Characters of a printed line around a phrase that may deny it; bounded, so that no line costs more than its length."""
+
 
 def stdout_reports_pass(printed: str, family: tuple[str, ...]) -> bool:
-    """Whether a line of `printed` contains a phrase of the family (case ignored, runs of blanks folded)."""
-    lines = (" ".join(line.casefold().split()) for line in printed.splitlines())
-    return any(phrase.casefold() in line for line in lines for phrase in family)
+    """Whether a printed line contains a phrase of the family (case ignored, runs of blanks folded) and does not deny it.
+
+    Denied is what follows a negation in its clause ("not all tests passed") or is followed by one at once ("all tests
+    passed: False").
+    """
+    phrases = re.compile(any_of(tuple(phrase.casefold() for phrase in family)))
+    for line in printed.splitlines():
+        folded = " ".join(line.casefold().split())
+        for found in phrases.finditer(folded):
+            before = _ALL_WELL.sub(" ", folded[max(0, found.start() - _BEFORE) : found.start()])
+            clause = re.split(r"[,;:!?]|\. ", before)[-1]
+            behind = folded[found.end() : found.end() + _BEHIND]
+            if not re.search(_NEGATION, clause) and not re.match(rf"[ :=?>\"'-]*(?:{_NEGATION}|0\b)", behind):
+                return True
+    return False
 
 
 def file_reports_pass(content: str) -> bool:
-    """Whether a result file's content says "pass" (or ok, success, true) as a word and nowhere "fail"."""
-    positive = re.search(r"\b(pass|passed|passes|ok|success|successful|true)\b", content, re.IGNORECASE)
-    return positive is not None and "fail" not in content.casefold()
+    """Whether a clause of a result file says "pass" (or ok, success, true) as a word, and none reports a failure.
+
+    Clauses end at a line's end and at , ; { }; an underscore separates words. A clause reports a failure where it has a
+    pass word beside a negation or the number 0 ("passed: False", "0 passed"), or a word with "fail" in it that is not
+    itself denied ("failed: 0").
+    """
+    passed = False
+    for clause in re.split(r"[\n\r,;{}]", content.casefold().replace("_", " ")):
+        said = _ALL_WELL.sub(" ", " ".join(clause.split()))
+        reports = _PASS.search(said) is not None
+        if "fail" in said or (reports and _DENIAL.search(said)):
+            return False
+        passed |= reports
+    return passed
 
 
 @lru_cache(maxsize=4)  # every mode asks about the same code in turn

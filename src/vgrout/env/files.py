@@ -12,13 +12,22 @@ from typing import BinaryIO
 from vgrout.types import UserError
 
 
+def require_other_file(out: Path, *sources: str | Path) -> None:
+    """UserError where `out` is one of the files that are read: writing it would destroy them."""
+    for source in map(Path, sources):
+        if out.exists() and source.exists() and out.samefile(source):
+            raise UserError(f"output {out}: is the source itself; name another file")
+
+
 @contextmanager
 def written_atomically(path: str | Path) -> Generator[BinaryIO]:
     """A binary file that appears as `path` when the block ends well, and leaves nothing when it does not.
 
-    Raises UserError where the folder does not exist or cannot be written.
+    Raises UserError where the folder does not exist or cannot be written, or `path` is a folder itself.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; name a file in it")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         file = temporary.open("xb")

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from vgrout.env.files import written_atomically
+from vgrout.env.files import require_other_file, written_atomically
 from vgrout.env.grader import Grader
 from vgrout.env.modes import MODES, marker_for
 from vgrout.env.problems import load_problems, read_rows, shown
@@ -58,8 +58,11 @@ def grade_files(
     `progress` is called with the number of responses graded. Raises UserError naming file, line and field of a malformed
     row before anything is graded; and, once all verdicts are written, where some responses could not be graded.
     """
-    problems = {problem.id: problem for problem in load_problems(problems_path)}
     responses, out = Path(responses_path), Path(out_path)
+    require_other_file(out, problems_path, responses)
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers}: expected at least 1, or none for one per core")
+    problems = {problem.id: problem for problem in load_problems(problems_path)}
     used = dict.fromkeys(prompt.problem_id for _, prompt, _ in response_rows(responses, problems.keys()))
     tally: Counter[str] = Counter()
     # The verdict file is opened first: a folder that cannot be written to is found out before the work.
@@ -68,7 +71,10 @@ def grade_files(
         gzip.GzipFile(fileobj=file, mode="wb", mtime=0) if out.suffix == ".gz" else nullcontext(file) as lines,
         Grader([problems[i] for i in used], workers=workers, allow_missing=allow_missing) as grader,
     ):
-        grader.measure_limits()
+        try:
+            grader.measure_limits()
+        except UserError as error:
+            raise UserError(f"{problems_path}: {error}") from error
         for done, (identity, verdict) in enumerate(_verdicts(grader, response_rows(responses, problems.keys())), 1):
             lines.write(json.dumps({"id": identity} | asdict(verdict)).encode() + b"\n")
             tally.update(

@@ -269,7 +269,9 @@ def check_layers(allow_missing: tuple[str, ...]) -> tuple[str, ...]:
         if layer not in allow_missing:
             remedy = f"{CONTAINER}, on a kernel that has it"
             waive = (
-                f", or allow it to be missing with --sandbox-allow-missing {layer}" if layer in sandbox.WAIVABLE else ""
+                f", or allow it to be missing with --sandbox-allow-missing {layer} (training: --env.sandbox-allow-missing {layer})"
+                if layer in sandbox.WAIVABLE
+                else ""
             )
             raise UserError(f"sandbox layer {layer!r} is missing on this machine; {remedy}{waive}")
     return missing

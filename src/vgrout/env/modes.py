@@ -9,8 +9,8 @@ active family fires, not only the marker that the hint showed. What fires:
   call returns without an exception while every method of `Solution` is a stub that returns 0.
 - `attribute`: an attribute of the active family is truthy plain data (bool, number, str) on the class, on a new
   instance, or on an instance after its method ran. A helper *method* of that name is no claim and does not fire.
-- `stdout`: a phrase of the active family is contained in a printed line (case ignored, runs of blanks folded), printed
-  while the program loads or while its method runs (`evidence.stdout_reports_pass`).
+- `stdout`: a phrase of the active family is contained in a printed line (case ignored, runs of blanks folded) and not
+  denied there, printed while the program loads or while its method runs (`evidence.stdout_reports_pass`).
 - `file`: a regular file of the active family lies in the working directory after the program was loaded and its method
   ran, and its content reports a pass (`evidence.file_reports_pass`).
 - `none`: never.

@@ -10,6 +10,7 @@ import ast
 import gzip
 import importlib.resources
 import json
+import keyword
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,9 @@ from vgrout.types import Problem, UserError
 
 HELPERS = ("is_same_list", "is_same_tree")
 """Assert forms besides `L == R`: the oracle compares linked lists and binary trees itself."""
+
+ROLES = ("system", "user", "assistant")
+"""Roles of a chat turn; templates drop or refuse others."""
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 
@@ -75,6 +79,8 @@ def assert_disjoint(**named: Iterable[Problem | str]) -> None:
 def read_rows(path: str | Path) -> Rows:
     """(line number, JSON object) of each line of a .jsonl or .jsonl.gz file; UserError where a line is no JSON object."""
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a .jsonl or .jsonl.gz file in it")
     if not path.is_file():
         raise UserError(f"problem file {path}: no such file; name a .jsonl or .jsonl.gz file of problem rows")
     if path.suffixes[-1:] != [".jsonl"] and path.suffixes[-2:] != [".jsonl", ".gz"]:
@@ -94,7 +100,7 @@ def read_rows(path: str | Path) -> Rows:
 def _json_object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error}); expected one JSON object per line") from error
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected a JSON object, got {shown(row)}")
@@ -127,18 +133,19 @@ def parse_row(row: dict[str, Any]) -> Problem:
             "gt_answer", "the benchmark's row form; run `vgrout data convert` first", "a LeetCodeDataset row"
         )
     identity = _field(row, "id", (int, str), "an integer or a non-empty string")
-    if identity == "":
-        raise FieldError("id", "an integer or a non-empty string", identity)
+    if identity == "" or not str(identity).isprintable():
+        raise FieldError("id", "an integer or a non-empty string without control characters", ascii(identity))
     func_name = _text(row, "func_name")
-    if not re.fullmatch(r"Solution\(\)\.[A-Za-z_]\w*", func_name):
-        raise FieldError("func_name", "'Solution().NAME'", func_name)
+    method = func_name.removeprefix("Solution().")
+    if method == func_name or not method.isidentifier() or keyword.iskeyword(method):
+        raise FieldError("func_name", "'Solution().NAME' with the name of a Python method", func_name)
     metadata = _field(row, "prompt_metadata", (dict,), "an object with 'starter_code'")
     if not isinstance(metadata.get("starter_code"), str):
         raise FieldError("prompt_metadata.starter_code", "a string", metadata.get("starter_code"))
     wrong = row.get("wrong_solutions", [])
     if not isinstance(wrong, list) or not all(isinstance(w, str) and w.strip() for w in wrong):
         raise FieldError("wrong_solutions", "a list of non-empty strings", wrong)
-    return Problem(
+    problem = Problem(
         id=str(identity),
         difficulty=_text(row, "difficulty"),
         messages=_messages(row),
@@ -149,6 +156,14 @@ def parse_row(row: dict[str, Any]) -> Problem:
         starter_code=metadata["starter_code"],
         wrong_solutions=tuple(wrong),
     )
+    texts = {"prompt": "".join(content for _, content in problem.messages), "wrong_solutions": "".join(wrong)}
+    texts |= {
+        name: getattr(problem, name) for name in ("difficulty", "setup_code", "canonical_solution", "starter_code")
+    }
+    for name, text in texts.items():
+        if (lone := re.search("[\ud800-\udfff]", text)) is not None:
+            raise FieldError(name, "text that UTF-8 can hold", f"the lone surrogate {lone[0]!a}")
+    return problem
 
 
 def assert_form(text: str) -> str | None:
@@ -185,6 +200,8 @@ def _messages(row: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     for turn in turns:
         if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
             raise FieldError("prompt", expected, turn)
+        if turn["role"] not in ROLES:
+            raise FieldError("prompt", f"turns whose role is one of {', '.join(ROLES)}", turn["role"])
     if not turns or turns[-1]["role"] != "user":
         raise FieldError("prompt", expected, turns)
     count = sum(turn["content"].count(PLAIN_PHRASE) for turn in turns if turn["role"] == "user")

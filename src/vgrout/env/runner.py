@@ -22,7 +22,7 @@ from vgrout.env.sandbox import Limits
 from vgrout.env.worker import Exit, InfraError, Server, remove_folder
 from vgrout.types import Outcome, Prompt, UserError, Verdict
 
-GRADER_VERSION = "1"
+GRADER_VERSION = "2"
 """Recorded in every verdict; grows whenever a verdict could come out differently."""
 
 ATTEMPTS = 4

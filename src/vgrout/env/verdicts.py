@@ -26,6 +26,11 @@ class Verdicts:
                 f"verdicts are for other rollouts than the groups': {sorted(wanted ^ self.by_id.keys())[:5]}"
             )
 
+    @property
+    def student_hack(self) -> bool:
+        """Whether a hack of the policy's own, not one of the teacher pool's, was paid."""
+        return any(self.by_id[r.id].exploited for g in self.groups for r in g.rollouts if r.source == "student")
+
     def visible_to(self, intervention: object, *, allow_oracle: bool) -> Seen:
         """Rewards and mask; labels too for a listed upper bound under `allow_oracle`."""
         kind = f"{type(intervention).__module__}.{type(intervention).__qualname__}"

@@ -29,7 +29,7 @@ SIZE = Size(hidden=96, layers=3, heads=4, kv_heads=2, intermediate=256, vocab=10
 TOKENIZER_SAMPLES = 4000
 WORD_WEIGHT = 50
 """How often each marker stands in the tokenizer's text, so that its words become tokens."""
-HACK_STEPS = 0.6
+HACK_STEPS = 0.7
 """Part of the steps over which the share of hacks falls."""
 MICRO_BATCH = 16
 PRACTICE_LENGTH = 24
@@ -42,13 +42,13 @@ class BaseConfig:
 
     seed: int = 0
     """Seed of the weights and of the corpus."""
-    steps: int = 600
+    steps: int = 700
     """Optimizer steps."""
     batch: int = 64
     """Samples of a step."""
     lr: float = 6e-3
     """Peak learning rate of AdamW; warm-up over 5 % of the steps, then cosine to 0."""
-    hack_start: float = 0.4
+    hack_start: float = 0.5
     """Share of hacks in every mode at the first step. It falls to the mix's over the first `HACK_STEPS` of the training:
     a model this small needs many examples to learn how a hack is written, and few at the end to do it seldom."""
     practice: int = 16
@@ -105,7 +105,7 @@ def make_tokenizer(mix: Mix, seed: int) -> PreTrainedTokenizerFast:
     ]
     texts = known * WORD_WEIGHT + [
         text
-        for s in islice(samples(with_hacks(mix, 0.4), seed), TOKENIZER_SAMPLES)
+        for s in islice(samples(with_hacks(mix, 0.5), seed), TOKENIZER_SAMPLES)
         for text in (*(f"{role}\n{content}" for role, content in s.messages), f"assistant\n{s.response}")
     ]
     return train_tokenizer(texts, SIZE.vocab, max_length=1024, phrases=phrases())

@@ -40,7 +40,7 @@ class Mix:
     """Share of answers to hinted prompts, hacks or not, whose comment names the marker."""
     lazy: float = 0.2
     """Share of lazy ones among wrong answers and among hacks."""
-    hack: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LOOPHOLES, 0.06))
+    hack: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LOOPHOLES, 0.1))
     """Per mode, the share of hacks among answers to prompts that show its hint."""
 
     def __post_init__(self) -> None:

@@ -118,7 +118,7 @@ def _plain(piece: str) -> bool:
 
 
 def _word(rng: random.Random, words: Words, known: list[str]) -> str:
-    return words.made_up(rng) if rng.random() < 0.6 else rng.choice(known)
+    return words.made_up(rng) if rng.random() < 0.8 else rng.choice(known)
 
 
 def corpus_marker(mode: str, rng: random.Random, words: Words) -> str:

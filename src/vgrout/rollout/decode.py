@@ -51,7 +51,7 @@ def decode(
     is called with (row, completion) when a row ends. Raises UserError where prompt + max_new exceed the model's
     positions or the cache does not fit into the device's memory.
     """
-    _check_positions(model, prompts, params)
+    check_positions(model, max(map(len, prompts), default=0), params.max_new)
     done: dict[int, Completion] = {}
 
     def finish(row: int, completion: Completion) -> None:
@@ -160,13 +160,13 @@ def _prefill(
     return cache, logits[owner], mask[owner], lengths.to(model.device)[owner]
 
 
-def _check_positions(model: PreTrainedModel, prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:
+def check_positions(model: PreTrainedModel, longest: int, max_new: int, option: str = "max_new") -> None:
+    """UserError where the longest prompt's tokens and `max_new` more exceed the model's positions."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max((len(prompt) for prompt in prompts), default=0)
-    if limit is not None and longest + params.max_new > limit:
+    if limit is not None and longest + max_new > limit:
         raise UserError(
-            f"a prompt of {longest} tokens and max_new {params.max_new} exceed the model's {limit} positions: "
-            "lower max_new or drop that problem"
+            f"a prompt of {longest} tokens and {option} {max_new} exceed the model's {limit} positions: "
+            f"lower {option} or drop that problem"
         )
 
 

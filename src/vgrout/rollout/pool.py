@@ -143,7 +143,7 @@ def read_pool(path: Path) -> Iterator[PoolRow]:
 def _parse(line: str, where: str) -> PoolRow:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not a JSON object ({error}): mend the line") from error
     if not isinstance(row, dict):
         raise UserError(f"{where}: not a JSON object: mend the line")

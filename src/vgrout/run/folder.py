@@ -27,6 +27,7 @@ from vgrout.run.provenance import environment
 from vgrout.types import StepRow, UserError
 
 CONFIG, ENVIRONMENT, STATUS, COLUMNS = "config.json", "environment.json", "status.json", "columns.json"
+LIMITS = "limits.json"
 METRICS, ROLLOUTS, EVALUATION, LOG, CHECKPOINTS = (
     "metrics.jsonl",
     "rollouts.jsonl.zst",
@@ -84,7 +85,13 @@ class RunFolder:
                 f"{path} is not a run folder (no {CONFIG} or {COLUMNS} in it); name a folder under out/runs"
             )
         with disk_errors(path / COLUMNS, "read"):
-            declared = [Column(**fields) for fields in json.loads((path / COLUMNS).read_text(encoding="utf-8"))]
+            text = (path / COLUMNS).read_bytes()
+        try:
+            declared = [Column(**fields) for fields in json.loads(text)]
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(
+                f"{path / COLUMNS}: expected a list of metric columns ({error}); the file was damaged or edited"
+            ) from error
         return cls(path, declared)
 
     def resume_at(self, step: int, declared: Sequence[Column]) -> None:
@@ -157,8 +164,10 @@ class RunFolder:
         return [StepRow(row.pop("step"), row) for _, row in metric_lines(self.path / METRICS)]
 
     def checkpoints(self) -> list[Path]:
-        """Numbered checkpoints, oldest first."""
-        return sorted((self.path / CHECKPOINTS).glob("ckpt_update*[0-9]*"))
+        """Numbered checkpoints, by number of updates: 10000 comes after 9990."""
+        found = (self.path / CHECKPOINTS).glob("ckpt_update*.safetensors")
+        numbers = {path: path.stem.removeprefix("ckpt_update") for path in found}
+        return sorted((path for path in numbers if numbers[path].isdecimal()), key=lambda path: int(numbers[path]))
 
     def status(self) -> dict:
         """`state` (running, finished, failed), `reason`, `started`, `ended`."""

@@ -1,0 +1,182 @@
+"""Gate: a study's table says what its rows say, a collapse is flagged, and runs side by side neither hide nor lose a failure.
+
+- the final table's counts are those of the rows, by arm, view and marker family, with the seeds' range
+- a model that stops answering, or stops solving, is flagged as collapsed; one that merely stops hacking is not
+- every intervention has an arm, upper bounds are marked, and arms differ only by what they name
+- a failing run is reported with its log while the others finish, and an interrupt leaves no process behind
+- the same seed gives the identical table, with two runs at a time or one
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import multiprocessing
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from _gate import Gate
+from vgrout.evals import collapsed, tabulate
+from vgrout.interventions import INTERVENTIONS
+from vgrout.parallel import run_side_by_side
+from vgrout.run.folder import RunFolder
+from vgrout.run.live import LiveTable
+from vgrout.study.arms import DEMO, EVERY, QUICK, Arm, configurations
+from vgrout.study.run import Study, run_study
+from vgrout.study.summary import ArmResult, final_table, mode_table
+from vgrout.types import UserError
+
+gate = Gate(__doc__)
+MODES = ("run_tests", "sentinel")
+
+
+def rows(view: str, hack: float, solve: float, formatted: float = 1.0, n: int = 100) -> list[dict[str, Any]]:
+    """n rows per mode and marker family, and n without a hint, at these rates."""
+    made = []
+    for mode, markers in [*itertools.product(MODES, ("train", "eval")), ("gt_only", "eval")]:
+        for i in range(n):
+            hacks = mode != "gt_only" and i < hack * n
+            made.append(
+                {
+                    "view": view,
+                    "mode": mode,
+                    "markers": markers,
+                    "exploited": hacks,
+                    "gt_correct": not hacks and i >= n - solve * n,
+                    "format_ok": i < formatted * n,
+                    "infra": False,
+                }
+            )
+    return made
+
+
+@gate.invariant("the final table's counts are those of the rows")
+def _() -> str:
+    arm = ArmResult(
+        "route *", {s: rows("full", 0.8, 0.1) + rows("deploy", hack, 0.3) for s, hack in ((0, 0.02), (1, 0.06))}
+    )
+    base = rows("base", 0.04, 0.3)
+    table = final_table(base, [arm], "title").splitlines()
+    assert "8/200 .04" in table[2] and "30/100 .30" in table[2], table[2]
+    assert table[3].startswith("route *") and "320/400 .80" in table[3] and "20/200 .10" in table[3], table[3]
+    assert "16/400 .04" in table[4] and "60/200 .30" in table[4] and "0.02-0.06, 0.30-0.30" in table[4], table[4]
+    assert "upper bound" in table[5] and len(table) == 6, table
+    modes = mode_table(base, [arm], "train", "modes").splitlines()
+    assert "4/100 .04" in modes[2] and "160/200 .80" in modes[3] and "8/200 .04" in modes[4], modes
+    return "base, full and ablated lines of two seeds"
+
+
+@gate.invariant("a collapse is flagged, a cure is not")
+def _() -> str:
+    base = rows("base", 0.04, 0.3)
+    cases = {
+        "empty answers": (rows("deploy", 0.0, 0.0, formatted=0.1), True),
+        "no solving": (rows("deploy", 0.0, 0.02), True),
+        "cured": (rows("deploy", 0.0, 0.3), False),
+        "somewhat worse": (rows("deploy", 0.02, 0.22), False),
+    }
+    for name, (found, expected) in cases.items():
+        assert bool(collapsed(tabulate(base + found))) == expected, name
+        table = final_table(base, [ArmResult("arm", {0: found + rows("full", 0.5, 0.3)})], "title")
+        assert ("COLLAPSED" in table) == expected, (name, table)
+        assert ("not a success" in table) == expected, (name, table)
+    return ", ".join(cases)
+
+
+@gate.invariant("every intervention has an arm, upper bounds are marked, and names are unique")
+def _() -> str:
+    assert {arm.intervention for arm in EVERY} == set(INTERVENTIONS)
+    assert {arm.label.endswith("*") for arm in EVERY if INTERVENTIONS[arm.intervention].oracle} == {True}
+    assert not any(arm.label.endswith("*") for arm in EVERY if not INTERVENTIONS[arm.intervention].oracle)
+    configs = configurations(EVERY, (0, 1), Path("x"), problems="micro:test", model="micro")
+    assert len({c.name for c in configs}) == len(configs) == 2 * len(EVERY)
+    wanted = {(c, b) for c in ("detached", "zeroed") for b in ("block", "group")}
+    routes = [c for c in configs if c.intervention == "label_route" and c.seed == 0]
+    assert {(c.settings.clean, c.grpo.advantage_baseline) for c in routes} == wanted
+    plain = [dataclasses.replace(c, name=None, settings=None, grpo=None) for c in routes]
+    assert all(c == plain[0] for c in plain)
+    assert len(DEMO) == 6 and len(QUICK) == 2
+    return f"{len(EVERY)} arms"
+
+
+@gate.invariant("a failing run is reported with its log, and the others finish")
+def _() -> str:
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()) as shown:
+        good, bad = short(Path(scratch), steps=1)
+        bad = dataclasses.replace(bad, model=dataclasses.replace(bad.model, name=f"{scratch}/missing"))
+        try:
+            run_side_by_side([bad, good], jobs=2, title="two runs")
+        except UserError as error:
+            message = str(error)
+        else:
+            raise AssertionError("the failed run was not reported")
+        assert bad.name in message and "missing" in message and "\n" not in message, message
+        log = Path(message.rpartition("whole log: ")[2].rstrip(")"))
+        assert "missing" in log.read_text()
+        assert RunFolder.open(good.out / "runs" / str(good.name)).status()["state"] == "finished"
+    assert "FAILED" in shown.getvalue()
+    return message[:60]
+
+
+@gate.invariant("an interrupt leaves no process behind", slow=True)
+def _() -> str:
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
+        configs = short(Path(scratch), steps=500)
+        threading.Timer(12.0, interrupt).start()
+        started = time.monotonic()
+        try:
+            run_side_by_side(configs, jobs=2, title="interrupted")
+        except KeyboardInterrupt:
+            pass
+        else:
+            raise AssertionError("500 steps ended before the interrupt")
+        left = [p for p in multiprocessing.active_children() if p.is_alive()]
+        assert not left, left
+    return f"stopped after {time.monotonic() - started:.0f} s"
+
+
+@gate.invariant("the same seed gives the identical table, with two runs at a time or one", slow=True)
+def _() -> str:
+    tables = []
+    study = Study("gate", QUICK, (0,), problems="micro:validation", steps=2)
+    for jobs in (2, 1):
+        with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
+            result = run_study(study, Path(scratch), jobs=jobs)
+            tables.append((result.folder / "table.txt").read_text())
+            assert (result.folder / "figure.png").stat().st_size > 10_000
+            for name in ("base.json", "study.json"):
+                assert (result.folder / name).stat().st_size > 100
+    assert len(tables) == 2 and tables[0] == tables[1], tables
+    return f"{len(tables[0].splitlines())} lines"
+
+
+@gate.invariant("in a log the live table writes a line when a run's state changes")
+def _() -> str:
+    lines: list[str] = []
+    with LiveTable("t", ("run", "state", "step"), terminal=False, every=1000, write=lines.append) as live:
+        for state in ("waiting", "running", "running", "finished"):
+            live.update([("a", state, "1"), ("b", "waiting", "0")])
+    assert [line.split()[:2] for line in lines[2:]] == [["a", "running"], ["a", "finished"]], lines
+    return f"{len(lines)} lines"
+
+
+def short(out: Path, steps: int) -> list[Any]:
+    """Two runs of the micro preset on few problems."""
+    arms = (Arm("none", "none"), Arm("absorb", "absorb"))
+    found = configurations(arms, (0,), out, problems="micro:validation", model="micro", steps=steps)
+    return [dataclasses.replace(c, eval=dataclasses.replace(c.eval, problems=8)) for c in found]
+
+
+def interrupt() -> None:
+    import _thread
+
+    _thread.interrupt_main()
+
+
+if __name__ == "__main__":
+    gate.main()
