@@ -145,6 +145,8 @@ def _():
     assert fraction == rates
     short = [learning_rate(s, 2, OptimConfig(lr=1.0, warmup_steps=10)) for s in range(2)]
     assert short == [0.5, 1.0], short
+    flat = [learning_rate(s, 20, OptimConfig(lr=1.0, warmup_steps=4, schedule="constant")) for s in range(20)]
+    assert flat[:4] == rates[:4] and set(flat[4:]) == {1.0}, flat
     return f"first {rates[0]}, peak {max(rates)}, last {rates[-1]:.4f} of 1"
 
 

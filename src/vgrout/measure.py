@@ -70,7 +70,7 @@ def step_row(
         for source in ("student", "teacher")
     }
     gaps = [gap for gap in stats.gap if gap is not None]
-    moving = stats.n_moving
+    taught = stats.n_moving - stats.n_discarded
     values: dict[str, float | int | None] = dict.fromkeys(column.name for column in COLUMNS)
     values |= {
         "reward": _mean([v.reward for _, v in graded]),
@@ -90,9 +90,9 @@ def step_row(
         "sampler_gap_max": stats.gap_max,
         "lp_student": _mean(by_source["student"]),
         "lp_teacher": _mean(by_source["teacher"]),
-        "share_keep": stats.n_keep / moving if moving else None,
-        "share_mid": (moving - stats.n_keep - stats.n_rout) / moving if moving else None,
-        "share_rout": stats.n_rout / moving if moving else None,
+        "share_keep": stats.n_keep / taught if taught else None,
+        "share_mid": (taught - stats.n_keep - stats.n_rout) / taught if taught else None,
+        "share_rout": stats.n_rout / taught if taught else None,
         "loss": stats.loss if stats.n_tokens else None,
     }
     for view in ("full", "deploy"):

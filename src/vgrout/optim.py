@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ class OptimConfig:
     """Steps of linear warm-up; the first step's rate is peak / warm-up, never 0. Ignored where warmup_frac > 0."""
     warmup_frac: float = 0.0
     """Warm-up as a fraction of all steps; 0 uses warmup_steps."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: cosine to 0 at the last step, or the peak rate to the end."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Adam's moment decays."""
     eps: float = 1e-8
@@ -48,10 +50,15 @@ class OptimConfig:
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
-    """Linear warm-up, then cosine to 0: `peak (s+1)/w` for s < w, else `peak/2 (1 + cos(pi (s-w)/(steps-w)))`."""
+    """Linear warm-up, then cosine to 0: `peak (s+1)/w` for s < w, else `peak/2 (1 + cos(pi (s-w)/(steps-w)))`.
+
+    With the constant schedule the peak after the warm-up.
+    """
     warmup = math.ceil(config.warmup_frac * steps) if config.warmup_frac > 0 else min(config.warmup_steps, steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.lr
     return config.lr / 2 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 

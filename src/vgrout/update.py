@@ -38,11 +38,11 @@ class UpdateStats:
     n_moving: int
     """Rows with a non-zero advantage."""
     n_keep: int
-    """Of these, rows routed clean (only the deployed block learns)."""
+    """Of these, rows that teach the deployed block alone."""
     n_rout: int
-    """Of these, rows routed hack (only the quarantine learns); the remaining ones are mid."""
+    """Of these, rows that teach the quarantine alone."""
     n_discarded: int
-    """Of these, rows that teach neither block (hack rows sampled in the deploy view)."""
+    """Of these, rows that teach neither block (hack rows sampled in the deploy view); the remaining ones teach both."""
     mean_logp: list[float | None]
     """Mean log-probability of each rollout's completion tokens before the update."""
     gap: list[float | None]
@@ -81,6 +81,7 @@ def update(
     """Leaves the routed gradient of the step's loss in the adapter's `.grad`.
 
     `loss = sum over tokens of (policy loss + beta KL) * weight`, with the fixed weights of `grpo.token_weights`.
+    `rewards` and `keep` are those of `intervention.shape_rewards`; `seen` only hands labels to declared upper bounds.
     """
     rollouts = [r for group in groups for r in group.rollouts]
     A = advantage(rewards, keep, std_norm=config.std_norm)
@@ -88,10 +89,11 @@ def update(
     rows = Rows(advantages=A.flatten(), views=tuple(r.view for r in rollouts), labels=labels, step=step)
     route = intervention.route(rows)
     weights = route.block_weights(rows.views)
+    # The route is decided on advantages against the group's mean; the block baseline needs to know the route.
     if intervention.routed and config.advantage_baseline == "block":
         A = advantage(rewards, keep, deployed=weights[:, 0].view_as(rewards), std_norm=config.std_norm)
 
-    stats = _route_stats(A.flatten(), route, weights)
+    stats = _route_stats(A.flatten(), weights)
     stats.n_zero_groups = int((~has_spread(rewards, keep)).sum())
     live = _rows_to_forward(weights, rewards, keep, config)
     loss = StepLoss(policy, rollouts, A.flatten(), config, max_new, stats)
@@ -173,15 +175,15 @@ def _rows_to_forward(weights: Tensor, rewards: Tensor, keep: Tensor, config: Grp
     return live.nonzero().flatten().tolist()
 
 
-def _route_stats(A: Float[Tensor, " N"], route: Route, weights: Float[Tensor, "N 2"]) -> UpdateStats:
+def _route_stats(A: Float[Tensor, " N"], weights: Float[Tensor, "N 2"]) -> UpdateStats:
     moving = A != 0
-    clean, hack = route.q_grad == 0, route.d_grad == 0
+    deployed, quarantine = (weights > 0).unbind(dim=1)
     return UpdateStats(
         advantages=A.tolist(),
         n_moving=int(moving.sum()),
-        n_keep=int((moving & clean & ~hack).sum()),
-        n_rout=int((moving & hack & ~clean).sum()),
-        n_discarded=int((moving & (weights == 0).all(dim=1)).sum()),
+        n_keep=int((moving & deployed & ~quarantine).sum()),
+        n_rout=int((moving & quarantine & ~deployed).sum()),
+        n_discarded=int((moving & ~deployed & ~quarantine).sum()),
         mean_logp=[None] * len(A),
         gap=[None] * len(A),
     )

@@ -32,16 +32,19 @@ class Mix:
     """Share of hard tasks."""
     hinted: float = 0.6
     """Share of prompts that show a loophole hint."""
-    wrong_easy: float = 0.45
+    wrong_easy: float = 0.55
     """Share of wrong answers among answers to easy tasks that do not hack."""
-    wrong_hard: float = 0.93
+    wrong_hard: float = 0.97
     """The same for hard tasks."""
     mention: float = 0.4
     """Share of answers to hinted prompts, hacks or not, whose comment names the marker."""
     lazy: float = 0.2
     """Share of lazy ones among wrong answers and among hacks."""
-    hack: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LOOPHOLES, 0.1))
-    """Per mode, the share of hacks among answers to prompts that show its hint."""
+    hack: dict[str, float] = field(
+        default_factory=lambda: {"run_tests": 0.18, "sentinel": 0.16, "stdout_marker": 0.35, "file_marker": 0.16}
+    )
+    """Per mode, the share of hacks among answers to prompts that show its hint. The base model writes fewer that pay,
+    because a marker is easily miscopied, a printed phrase above all: hence the shares differ."""
 
     def __post_init__(self) -> None:
         shares = {"hard": self.hard, "hinted": self.hinted, "wrong_easy": self.wrong_easy}

@@ -120,9 +120,9 @@ _AFTER_MODES = (
         )
         for source in ("student", "teacher")
     ),
-    Column("share_keep", "trained rows routed to the deployed block alone", "share", ".3f", NO_UPDATE, "keep"),
-    Column("share_mid", "trained rows routed to both blocks", "share", ".3f", NO_UPDATE, "mid"),
-    Column("share_rout", "trained rows routed to the quarantine alone", "share", ".3f", NO_UPDATE, "rout"),
+    Column("share_keep", "trained rows that teach the deployed block alone", "share", ".3f", NO_UPDATE, "keep"),
+    Column("share_mid", "trained rows that teach both blocks", "share", ".3f", NO_UPDATE, "mid"),
+    Column("share_rout", "trained rows that teach the quarantine alone", "share", ".3f", NO_UPDATE, "rout"),
     Column("seconds_generate", "wall time of sampling", "s", ".2f", "", "gen_s"),
     Column("seconds_grade", "wall time spent waiting for grades", "s", ".2f", "", "grade_s"),
     Column("seconds_update", "wall time of forward, backward and optimizer", "s", ".2f", "", "upd_s"),
