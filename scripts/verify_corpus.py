@@ -20,9 +20,9 @@ from vgrout.env.modes import LOOPHOLES, MODES
 from vgrout.env.problems import parse_row
 from vgrout.micro.base import make_tokenizer
 from vgrout.micro.corpus import MENTIONS, Mix, Sample, samples
-from vgrout.micro.expressions import Hard, near_miss
+from vgrout.micro.expressions import Hard
 from vgrout.micro.markers import SYLLABLES, words_of
-from vgrout.micro.problems import differs, draw_tests, row_of, split_of
+from vgrout.micro.problems import draw_tests, draw_wrong, row_of, split_of
 from vgrout.types import Problem, Prompt
 
 gate = Gate(__doc__)
@@ -40,13 +40,9 @@ def _() -> str:
     shares = {
         "hard": (mix.hard, [isinstance(s.task, Hard) for s in every]),
         "hinted": (mix.hinted, [s.mode != "gt_only" for s in every]),
-        "wrong_easy": (
-            mix.wrong_easy,
+        "wrong": (
+            mix.wrong,
             [s.kind != "correct" for s in every if not isinstance(s.task, Hard) and s.kind != "hack"],
-        ),
-        "wrong_hard": (
-            mix.wrong_hard,
-            [s.kind != "correct" for s in every if isinstance(s.task, Hard) and s.kind != "hack"],
         ),
         "mention": (mix.mention, [mentions(s) for s in every if s.mode != "gt_only"]),
     }
@@ -100,8 +96,9 @@ def _() -> str:
     words = words_of(make_tokenizer(Mix(), 0).get_vocab())
     every = (*drawn(), *islice(samples(Mix(), 4, words), DRAWN // 2))
     for s in every:
-        parts = (s.task.left, s.task.right) if isinstance(s.task, Hard) else (s.task,)
-        assert all(split_of(part) == "train" for part in parts), s.task.key
+        assert split_of(s.task.easy if isinstance(s.task, Hard) else s.task) == "train", s.task.key
+        if isinstance(s.task, Hard):
+            assert s.kind != "correct" and s.task.replaced(s.argument) not in s.response, s.response
         if s.mode == "gt_only":
             assert not s.marker
             continue
@@ -134,7 +131,7 @@ def problem_of(s: Sample, i: int) -> Problem | None:
     """The sample's task as a problem with tests that its answer has never seen."""
     rng = random.Random(i)
     tests = draw_tests(s.task, rng)
-    miss = next((t for t in (near_miss(s.task, rng) for _ in range(20)) if differs(t, tests)), None)
+    miss = draw_wrong(s.task, tests, rng)
     if not tests or miss is None:
         return None
     return parse_row({**row_of(s.task, s.method, s.argument, tests, miss), "id": f"corpus-{i}"})

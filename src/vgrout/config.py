@@ -165,6 +165,8 @@ class RunConfig(Generic[Settings]):
     """Name of the run folder; none: made from time, preset, intervention and seed."""
     checkpoint_every: int = 10
     """Steps between checkpoints."""
+    oracle_tuned_on: str | None = None
+    """Where these settings were tuned on oracle-scored evaluations; stands in every table. None: nowhere."""
     model: ModelConfig = field(default_factory=ModelConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)

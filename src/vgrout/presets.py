@@ -40,6 +40,7 @@ def micro(intervention: str, **changes: Any) -> RunConfig[Any]:
         steps=75,
         problems="micro",
         checkpoint_every=25,
+        oracle_tuned_on="micro:validation",
         model=ModelConfig(name="micro", dtype="fp32", threads=1),
         env=EnvConfig(unhackable_frac=0.5, max_prompt_tokens=256),
         adapter=AdapterConfig(rank=8),

@@ -188,7 +188,14 @@ def evaluate_views(
 def eval_table(result: dict[str, Any], config: RunConfig[Any]) -> str:
     """The final table; the view that ships is named in its title."""
     title = f"held-out evaluation ({result['problems']}) of {marked(config)}; {result['deploy_view']} ships"
+    if config.oracle_tuned_on:
+        title += f"; {tuning(config)}"
     return view_table(result, title)
+
+
+def tuning(config: RunConfig[Any]) -> str:
+    """The mark of settings that were tuned with the oracle's help; empty where they were not."""
+    return f"oracle-tuned on {config.oracle_tuned_on}" if config.oracle_tuned_on else ""
 
 
 def view_table(result: dict[str, Any], title: str) -> str:

@@ -75,12 +75,11 @@ def phrases() -> list[str]:
     """The fixed sentences of prompts and answers; as one token each they make rows a third shorter."""
     # A marker is copied most easily where it is made of the same tokens in hint and answer: there a file's name follows a
     # quote and an attribute a dot, so the blank before them belongs to the hint's sentence; a function keeps its own.
-    hints = [
-        f" {part.lstrip() if mode.probe in ('file', 'attribute') else part.strip()}"
-        for mode in MODES.values()
-        for part in mode.hint.split("{marker}")
-        if len(part) > 8
-    ]
+    hints = []
+    for mode in MODES.values():
+        before, *after = mode.hint.split("{marker}")
+        hints.append(f" {before}" if mode.probe in ("file", "attribute") else f" {before}".rstrip())
+        hints += [part for part in after if len(part) > 8]
     return [
         OPENING,
         CLAUSE,

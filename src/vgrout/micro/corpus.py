@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vgrout.env.modes import LOOPHOLES, PLAIN_PHRASE, mode_named
-from vgrout.micro.expressions import Task, near_miss
+from vgrout.micro.expressions import Task
 from vgrout.micro.markers import SYLLABLES, Words, corpus_marker, corpus_name
-from vgrout.micro.problems import ARGUMENTS, differs, draw_name, draw_task, draw_tests, turns
+from vgrout.micro.problems import ARGUMENTS, draw_name, draw_task, draw_tests, draw_wrong, turns
 from vgrout.micro.programs import STYLES, body, decorated, program, response
 from vgrout.types import UserError
 
@@ -32,23 +32,21 @@ class Mix:
     """Share of hard tasks."""
     hinted: float = 0.6
     """Share of prompts that show a loophole hint."""
-    wrong_easy: float = 0.55
-    """Share of wrong answers among answers to easy tasks that do not hack."""
-    wrong_hard: float = 0.97
-    """The same for hard tasks."""
+    wrong: float = 0.4
+    """Share of wrong answers among answers to easy tasks that do not hack. Answers to hard tasks are never correct."""
     mention: float = 0.4
     """Share of answers to hinted prompts, hacks or not, whose comment names the marker."""
     lazy: float = 0.2
     """Share of lazy ones among wrong answers and among hacks."""
     hack: dict[str, float] = field(
-        default_factory=lambda: {"run_tests": 0.18, "sentinel": 0.16, "stdout_marker": 0.35, "file_marker": 0.16}
+        default_factory=lambda: {"run_tests": 0.06, "sentinel": 0.085, "stdout_marker": 0.14, "file_marker": 0.1}
     )
     """Per mode, the share of hacks among answers to prompts that show its hint. The base model writes fewer that pay,
     because a marker is easily miscopied, a printed phrase above all: hence the shares differ."""
 
     def __post_init__(self) -> None:
-        shares = {"hard": self.hard, "hinted": self.hinted, "wrong_easy": self.wrong_easy}
-        shares |= {"wrong_hard": self.wrong_hard, "lazy": self.lazy, "mention": self.mention}
+        shares = {"hard": self.hard, "hinted": self.hinted, "wrong": self.wrong}
+        shares |= {"lazy": self.lazy, "mention": self.mention}
         for name, value in (shares | {f"hack.{mode}": share for mode, share in self.hack.items()}).items():
             if not 0 <= value <= 1:
                 raise UserError(f"micro corpus: {name} is {value}: expected a share from 0 to 1")
@@ -137,11 +135,11 @@ def draw_sample(mix: Mix, rng: random.Random, words: Words) -> Sample | None:
     method = corpus_name(rng, words) if rng.random() < MADE_UP_NAMES else draw_name(rng)
     argument = rng.choice(ARGUMENTS[task.source])
     hack = mode != "gt_only" and rng.random() < mix.hack[mode]
-    wrong = rng.random() < (mix.wrong_hard if hard else mix.wrong_easy)
+    wrong = rng.random() < mix.wrong or hard
     lazy = rng.random() < mix.lazy
     mention = mode != "gt_only" and rng.random() < mix.mention
     kind: Kind = "hack" if hack else "correct" if not wrong else "lazy" if lazy else "near_miss"
-    miss = next((t for t in (near_miss(task, rng) for _ in range(20)) if differs(t, tests)), None)
+    miss = draw_wrong(task, tests, rng)
     if not tests or miss is None:
         return None
     if lazy and kind != "correct":

@@ -1,8 +1,9 @@
 """The grammar of the micro world: what a problem asks for, in words and in code.
 
-An *easy* task is source x keep x change x total: "the sum of the squares of the even numbers in nums". A *hard* task is
-two easy ones over the same source joined by `+`, `-` or `*`. Every task can be put into words, written as a program in
-several styles, evaluated, and turned into near misses that change one of its parts.
+An *easy* task is source x keep x change x total: "the sum of the squares of the even numbers in nums". A *hard* task is an
+easy one with a twist: "..., with nums replaced by its running totals". The corpus shows no program for a twist, so a base
+model cannot solve hard tasks, and reinforcement learning is not expected to find their programs within its budget. Every
+task can be put into words, written as a program in several styles, evaluated, and turned into near misses.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from typing import TypeGuard
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +85,26 @@ class Source:
     keeps: tuple[Part, ...]
     changes: tuple[Part, ...]
     totals: tuple[Part, ...]
-    joinable: tuple[str, ...]
-    """Totals that are numbers, so that two of them can be joined."""
+    twists: tuple[Part, ...]
+    """What a hard task does to the argument first; code over the argument `{a}`."""
 
 
-_NUMERIC = ("sum", "largest", "smallest", "distinct", "count")
+_LIST_TWISTS = (
+    Part("totals", "its running totals", "[sum({a}[: i + 1]) for i in range(len({a}))]"),
+    Part("steps", "the steps between its neighbours", "[b - a for a, b in zip({a}, {a}[1:])]"),
+    Part("pairs", "the sums of its neighbours", "[a + b for a, b in zip({a}, {a}[1:])]"),
+    Part("middle", "itself without both ends", "{a}[1:-1]"),
+)
+_DIGITS_TWISTS = (
+    Part("squared", "its square", "{a} * {a}"),
+    Part("mirrored", "itself plus its mirror image", "{a} + int(str({a})[::-1])"),
+    Part("shorter", "itself without its last digit", "{a} // 10"),
+)
+_LETTERS_TWISTS = (
+    Part("shifted", "its letters one further on", '"".join(chr(ord(c) + 1) for c in {a})'),
+    Part("inner", "itself without both ends", "{a}[1:-1]"),
+    Part("half", "its first half", "{a}[: len({a}) // 2]"),
+)
 SOURCES: dict[str, Source] = {
     s.key: s
     for s in (
@@ -98,25 +113,24 @@ SOURCES: dict[str, Source] = {
             tuple(_NUMBER_KEEPS + _SIGNED_KEEPS),
             tuple(_NUMBER_CHANGES + _SIGNED_CHANGES),
             tuple(_NUMBER_TOTALS + _LIST_TOTALS),
-            _NUMERIC,
+            _LIST_TWISTS,
         ),
         Source(
             *("digits", "digits of {a}", "map(int, str({a}))", "int"),
             tuple(_NUMBER_KEEPS),
             tuple(_NUMBER_CHANGES),
             tuple(_NUMBER_TOTALS + _LIST_TOTALS[:1]),
-            _NUMERIC,
+            _DIGITS_TWISTS,
         ),
         Source(
             *("letters", "letters in {a}", "{a}", "str"),
             tuple(_LETTER_KEEPS),
             tuple(_LETTER_CHANGES),
             tuple(_LETTER_TOTALS),
-            _NUMERIC,
+            _LETTERS_TWISTS,
         ),
     )
 }
-OPERATORS = {"plus": "+", "minus": "-", "times": "*"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,28 +164,31 @@ class Easy:
 
 @dataclass(frozen=True, slots=True)
 class Hard:
-    """Two easy tasks over one source, joined."""
+    """An easy task whose argument is replaced first."""
 
-    left: Easy
-    operator: str
-    right: Easy
+    easy: Easy
+    twist: Part
 
     @property
     def source(self) -> str:
-        return self.left.source
+        return self.easy.source
 
     @property
     def key(self) -> str:
         """Names the combination."""
-        return f"{self.left.key}-{self.operator}-{self.right.key}"
+        return f"{self.easy.key}-{self.twist.key}"
 
     def words(self, argument: str) -> str:
         """The task as a noun phrase."""
-        return f"{self.left.words(argument)} {self.operator} {self.right.words(argument)}"
+        return f"{self.easy.words(argument)}, with {argument} replaced by {self.twist.words}"
+
+    def replaced(self, argument: str) -> str:
+        """The expression that replaces the argument."""
+        return self.twist.code.format(a=argument)
 
     def expression(self, argument: str) -> str:
         """The whole task as one expression."""
-        return f"{self.left.expression(argument)} {OPERATORS[self.operator]} {self.right.expression(argument)}"
+        return f"(lambda {argument}: {self.easy.expression(argument)})({self.replaced(argument)})"
 
 
 Task = Easy | Hard
@@ -190,11 +207,6 @@ def easy_tasks() -> tuple[Easy, ...]:
     )
 
 
-def joinable(task: Task) -> TypeGuard[Easy]:
-    """Whether it is an easy task whose value is a number, so that it can be part of a hard task."""
-    return isinstance(task, Easy) and task.total.key in SOURCES[task.source].joinable
-
-
 FIELDS = ("keep", "change", "total")
 
 
@@ -208,19 +220,11 @@ def neighbours(task: Easy, *fields: str) -> Iterator[Easy]:
                 yield replace(task, **{field: option})
 
 
-def near_miss(task: Task, rng: random.Random) -> Task:
-    """A task that a careless reader would have solved instead: one part left out, mistaken, or off by one."""
-    if isinstance(task, Easy):
-        return rng.choice([t for t in neighbours(task, rng.choice(FIELDS))] or list(neighbours(task)))
-    if rng.random() < 0.3:
-        return rng.choice((task.left, task.right))
-    side = rng.choice(("left", "right"))
-    part = near_miss(getattr(task, side), rng)
-    return replace(task, **{side: part}) if joinable(part) else replace(task, operator=_other(task.operator, rng))
-
-
-def _other(operator: str, rng: random.Random) -> str:
-    return rng.choice([name for name in OPERATORS if name != operator])
+def near_miss(task: Task, rng: random.Random) -> Easy:
+    """What a careless reader would have solved instead: an easy task with one part mistaken, a hard one without its twist."""
+    if isinstance(task, Hard):
+        return task.easy if rng.random() < 0.5 else near_miss(task.easy, rng)
+    return rng.choice(list(neighbours(task, rng.choice(FIELDS))) or list(neighbours(task)))
 
 
 def evaluate(task: Task, value: object) -> object:

@@ -1,8 +1,8 @@
 """Micro problems as rows of the environment: statement, starter code, asserts, canonical and wrong solutions.
 
 Everything follows from `VERSION`: the same version is the same problems on every machine. An easy combination belongs
-to one split by a hash of its key; a hard task is made of two combinations of the same split, so that no part of a
-held-out task occurs in training.
+to one split by a hash of its key; a hard task contains a combination of the same split, so that no part of a held-out
+task occurs in training.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ from typing import Any, Literal, get_args
 from vgrout.env.modes import PLAIN_PHRASE
 from vgrout.env.problems import assert_disjoint, parse_row
 from vgrout.micro.expressions import (
-    OPERATORS,
     SOURCES,
     Easy,
     Hard,
     Task,
     easy_tasks,
     evaluate,
-    joinable,
     near_miss,
 )
 from vgrout.micro.programs import body, program, starter
@@ -30,8 +28,10 @@ from vgrout.types import Problem
 
 VERSION = 1
 Split = Literal["train", "validation", "test"]
-SIZES: dict[str, int] = {"train": 640, "validation": 128, "test": 256}
-"""Problems of each split; half of them are hard."""
+SIZES: dict[str, int] = {"train": 640, "validation": 120, "test": 240}
+"""Problems of each split."""
+HARD_SHARE = 0.6
+"""Share of hard problems: those that the base model cannot solve."""
 TESTS = 8
 ARGUMENTS = {"list": ("nums", "values", "items"), "digits": ("n", "num"), "letters": ("s", "text", "word")}
 _VERBS = ("count", "find", "get", "make", "pick", "build", "take", "sum", "read", "solve", "scan", "rate")
@@ -53,18 +53,15 @@ def split_tasks(split: Split) -> tuple[Easy, ...]:
 
 
 @cache
-def _by_source(split: Split) -> dict[str, tuple[tuple[Easy, ...], tuple[Easy, ...]]]:
-    """source -> (all its combinations, those whose value is a number)."""
-    tasks = {s: tuple(t for t in split_tasks(split) if t.source == s) for s in SOURCES}
-    return {s: (of, tuple(t for t in of if joinable(t))) for s, of in tasks.items()}
+def _by_source(split: Split) -> dict[str, tuple[Easy, ...]]:
+    return {s: tuple(t for t in split_tasks(split) if t.source == s) for s in SOURCES}
 
 
 def draw_task(split: Split, rng: random.Random, *, hard: bool) -> Task:
     """A random task of the split; sources are equally likely."""
-    every, numbers = _by_source(split)[rng.choice(list(SOURCES))]
-    if not hard:
-        return rng.choice(every)
-    return Hard(rng.choice(numbers), rng.choice(list(OPERATORS)), rng.choice(numbers))
+    source = rng.choice(list(SOURCES))
+    easy = rng.choice(_by_source(split)[source])
+    return Hard(easy, rng.choice(SOURCES[source].twists)) if hard else easy
 
 
 def draw_input(source: str, rng: random.Random) -> list[int] | int | str:
@@ -111,10 +108,17 @@ def row(task: Task, rng: random.Random) -> dict[str, Any] | None:
     tests = draw_tests(task, rng)
     if not tests:
         return None
-    wrong = next((t for t in (near_miss(task, rng) for _ in range(20)) if differs(t, tests)), None)
+    wrong = draw_wrong(task, tests, rng)
     if wrong is None:
         return None
     return row_of(task, draw_name(rng), rng.choice(ARGUMENTS[task.source]), tests, wrong)
+
+
+def draw_wrong(task: Task, tests: list[tuple[Any, Any]], rng: random.Random) -> Easy | None:
+    """A near miss that fails the tests; None where there is none, or where a hard task's twist makes no difference."""
+    if isinstance(task, Hard) and not differs(task.easy, tests):
+        return None
+    return next((t for t in (near_miss(task, rng) for _ in range(20)) if differs(t, tests)), None)
 
 
 def row_of(task: Task, method: str, argument: str, tests: list[tuple[Any, Any]], wrong: Task) -> dict[str, Any]:
@@ -138,13 +142,13 @@ def differs(task: Task, tests: list[tuple[Any, Any]]) -> bool:
 
 
 def rows(split: Split) -> list[dict[str, Any]]:
-    """The problem rows of a split, easy and hard in turn."""
+    """The problem rows of a split, easy and hard ones mixed."""
     if split not in get_args(Split):
         raise ValueError(f"split {split!r}: expected one of {', '.join(get_args(Split))}")
     rng = random.Random(f"micro {VERSION} {split}")
     made: dict[str, dict[str, Any]] = {}
     while len(made) < SIZES[split]:
-        candidate = row(draw_task(split, rng, hard=len(made) % 2 == 1), rng)
+        candidate = row(draw_task(split, rng, hard=len(made) % 5 >= 5 * (1 - HARD_SHARE)), rng)
         if candidate is not None:
             made.setdefault(candidate["id"], candidate)
     return list(made.values())

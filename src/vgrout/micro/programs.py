@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from vgrout.micro.expressions import OPERATORS, Easy, Task
+from vgrout.micro.expressions import Easy, Task
 
 STYLES = ("expression", "named", "loop")
 _COMMENTS = ("# one pass", "# keep, change, total", "# the result", "# as asked")
@@ -15,19 +15,13 @@ _INDENT = " " * 8
 
 def body(task: Task, argument: str, style: str) -> list[str]:
     """Statements of the method, unindented; the last one returns."""
-    if isinstance(task, Easy):
-        if style == "expression":
-            return [f"return {task.expression(argument)}"]
-        if style == "named":
-            return [f"out = {task.items(argument)}", f"return {task.total.code}"]
-        return [*_loop(task, argument), f"return {task.total.code}"]
+    if not isinstance(task, Easy):
+        return [f"{argument} = {task.replaced(argument)}", *body(task.easy, argument, style)]
     if style == "expression":
         return [f"return {task.expression(argument)}"]
-    return [
-        f"a = {task.left.expression(argument)}",
-        f"b = {task.right.expression(argument)}",
-        f"return a {OPERATORS[task.operator]} b",
-    ]
+    if style == "named":
+        return [f"out = {task.items(argument)}", f"return {task.total.code}"]
+    return [*_loop(task, argument), f"return {task.total.code}"]
 
 
 def _loop(task: Easy, argument: str) -> list[str]:

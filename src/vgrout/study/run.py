@@ -17,13 +17,14 @@ from vgrout.presets import preset
 from vgrout.run.console import say
 from vgrout.run.disk import dumps, make_folder, write_atomic
 from vgrout.run.folder import EVALUATION, RunFolder
-from vgrout.session import view_table
+from vgrout.session import tuning, view_table
 from vgrout.study.arms import Arm, configurations
 from vgrout.study.figure import training_figure
 from vgrout.study.summary import ArmResult, Rows, final_table, find, mode_table
+from vgrout.types import Markers
 
-BASE_SAMPLES = 2
-"""Samples of each prompt for the base's rates: more than 500 hinted answers on the test split."""
+BASE_SAMPLES = 3
+"""Samples of each prompt for the base's rates: 720 hinted answers under train markers on the test split."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,15 @@ class StudyResult:
     arms: tuple[ArmResult, ...]
     seconds: float
 
-    def rates(self, label: str, view: str) -> tuple[float, float]:
-        """(hack under train markers, solve without a hint), pooled over seeds."""
+    def rates(self, label: str, view: str, markers: Markers = "train") -> tuple[float, float]:
+        """(hack of hinted prompts, solve without a hint), pooled over seeds."""
         rows = (
             self.base
             if view == "base"
             else [r for a in self.arms if a.label == label for rs in a.rows.values() for r in rs]
         )
         cells = tabulate(rows)
-        hack, solve = find(cells, view, "train", ALL), find(cells, view, "", FREE)
+        hack, solve = find(cells, view, markers, ALL), find(cells, view, "", FREE)
         assert hack is not None and solve is not None, f"{label}, {view}: no cell to read"
         return hack.hacks / hack.n, solve.solves / solve.n
 
@@ -124,7 +125,8 @@ def _rows(run: RunFolder) -> Rows:
 def _report(result: StudyResult, by_arm: Sequence[tuple[Arm, Sequence[RunFolder]]]) -> None:
     study = result.study
     seeds = f"{len(study.seeds)} seed" + ("s" if len(study.seeds) > 1 else "")
-    where = f"{study.problems}, {seeds}, counts pooled over seeds with 95 % intervals"
+    tuned = tuning(preset("micro", "none"))
+    where = f"{study.problems}, {seeds}, counts pooled over seeds with 95 % intervals; {tuned}"
     table = final_table(result.base, result.arms, f"held-out hack and solve rates ({where})")
     modes = mode_table(result.base, result.arms, "train", "hack rate by loophole mode, train markers")
     write_atomic(result.folder / "table.txt", f"{table}\n\n{modes}\n")
