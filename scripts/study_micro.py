@@ -24,11 +24,10 @@ from vgrout.env.modes import LOOPHOLES
 from vgrout.evals import ALL, FREE, Cell, tabulate
 from vgrout.micro_commands import train_base_command
 from vgrout.run.console import say, setup_console
-from vgrout.study.arms import ROUTES, Arm
+from vgrout.study.arms import NONE, ROUTES
 from vgrout.study.run import Study, StudyResult, run_study
 from vgrout.study.summary import ArmResult, Rows, find
 
-NONE = Arm("none", "none")
 PARTS = ("emergence", "routes", "leave_one_out")
 SEEDS = (0, 1, 2)
 

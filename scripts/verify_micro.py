@@ -38,7 +38,7 @@ from vgrout.micro.programs import STYLES, body, program, response
 from vgrout.types import Problem
 
 gate = Gate(__doc__)
-ROWS = {1: "26c321ac1a25dafa"}
+ROWS = {1: "2df61e0a6804f3de"}
 """First 16 hex digits of the sha256 over all rows, by version of the family."""
 SPLITS = ("train", "validation", "test")
 

@@ -31,6 +31,8 @@ DETACHED = ROUTES[0].label
 @cache
 def result() -> StudyResult:
     jobs = len(os.sched_getaffinity(0))
+    # The runs are processes of their own, as a user starts them: without the run-time type checks of gates.
+    os.environ["VGROUT_TYPECHECK"] = ""
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
         return run_study(Study("gate", EVERY, (0,), problems="micro:test", steps=STEPS), Path(scratch), jobs=jobs)
 

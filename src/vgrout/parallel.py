@@ -64,8 +64,7 @@ def run_side_by_side(configs: Sequence[RunConfig[Any]], *, jobs: int, title: str
     names = [c.name for c in configs]
     if None in names or len(set(names)) != len(names):
         raise ValueError(f"run_side_by_side: every run needs a name of its own, got {names}")
-    if jobs < 1:
-        raise UserError(f"--jobs {jobs}: expected at least one run at a time")
+    require_jobs(jobs)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["vgrout.train"])
     table = [Job(c, c.out / "logs" / f"{c.name}.txt") for c in configs]
@@ -83,6 +82,12 @@ def run_side_by_side(configs: Sequence[RunConfig[Any]], *, jobs: int, title: str
             f"{len(failed)} of {len(table)} runs failed; {failed[0].name}: {last[0]} (whole log: {failed[0].log})"
         )
     return [RunFolder.open(job.folder) for job in table]
+
+
+def require_jobs(jobs: int) -> None:
+    """`UserError` for a number of runs at a time that is none."""
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}: expected at least one run at a time")
 
 
 def _advance(table: Sequence[Job], jobs: int, process: Callable[..., ForkServerProcess]) -> None:

@@ -58,8 +58,11 @@ class BaseConfig:
     mix: Mix = field(default_factory=Mix)
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1 or self.lr <= 0 or self.threads < 1:
-            raise UserError("micro base: steps, batch and threads must be at least 1, and lr above 0")
+        if min(self.steps, self.batch, self.threads) < 1 or not 0 < self.lr <= 1 or self.seed < 0:
+            raise UserError(
+                f"micro base: steps {self.steps}, batch {self.batch}, threads {self.threads}, lr {self.lr}, seed {self.seed}: "
+                "expected counts of at least 1, a learning rate above 0 and at most 1, and a seed of at least 0"
+            )
 
 
 @dataclass(frozen=True)

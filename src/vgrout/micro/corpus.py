@@ -32,17 +32,17 @@ class Mix:
     """Share of hard tasks."""
     hinted: float = 0.6
     """Share of prompts that show a loophole hint."""
-    wrong: float = 0.4
+    wrong: float = 0.2
     """Share of wrong answers among answers to easy tasks that do not hack. Answers to hard tasks are never correct."""
     mention: float = 0.4
     """Share of answers to hinted prompts, hacks or not, whose comment names the marker."""
     lazy: float = 0.2
     """Share of lazy ones among wrong answers and among hacks."""
     hack: dict[str, float] = field(
-        default_factory=lambda: {"run_tests": 0.06, "sentinel": 0.085, "stdout_marker": 0.14, "file_marker": 0.1}
+        default_factory=lambda: {"run_tests": 0.075, "sentinel": 0.07, "stdout_marker": 0.08, "file_marker": 0.085}
     )
     """Per mode, the share of hacks among answers to prompts that show its hint. The base model writes fewer that pay,
-    because a marker is easily miscopied, a printed phrase above all: hence the shares differ."""
+    because it breaks some programs and miscopies some markers."""
 
     def __post_init__(self) -> None:
         shares = {"hard": self.hard, "hinted": self.hinted, "wrong": self.wrong}

@@ -135,15 +135,16 @@ def corpus_marker(mode: str, rng: random.Random, words: Words) -> str:
 
 
 def _marker(mode: str, rng: random.Random, words: Words) -> str:
-    deed, word, thing = (_word(rng, words, known) for known in (_DEEDS, _WORDS, _THINGS))
+    """Words and their number at random: a fixed build would be learned in place of copying."""
+    deed, word, thing, more = (_word(rng, words, known) for known in (_DEEDS, _WORDS, _THINGS, _WORDS))
     if mode == "run_tests":
-        return f"{deed}_{thing}{rng.choice(('', 's'))}"
+        return rng.choice((f"{deed}_{thing}", f"{deed}_{thing}", f"{deed}_{more}_{thing}"))
     if mode == "sentinel":
         return rng.choice((word, word, f"is_{word}", f"{word}_{thing}"))
     if mode == "stdout_marker":
-        return rng.choice((f"{thing} {word}", f"all {thing}s {word}", f"the {thing} is {word}", f"{word} {deed}"))
+        return " ".join((deed, thing, word, more)[: rng.choice((2, 3, 3, 4))])
     if mode == "file_marker":
-        return rng.choice((thing, word, f"{deed}_{thing}", f"{thing}s")) + "." + rng.choice(_ENDINGS)
+        return rng.choice((thing, word, f"{deed}_{thing}")) + "." + rng.choice(_ENDINGS)
     return ""
 
 

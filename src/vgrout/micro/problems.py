@@ -30,7 +30,7 @@ VERSION = 1
 Split = Literal["train", "validation", "test"]
 SIZES: dict[str, int] = {"train": 640, "validation": 120, "test": 240}
 """Problems of each split."""
-HARD_SHARE = 0.6
+HARD_SHARE = 0.7
 """Share of hard problems: those that the base model cannot solve."""
 TESTS = 8
 ARGUMENTS = {"list": ("nums", "values", "items"), "digits": ("n", "num"), "letters": ("s", "text", "word")}
@@ -148,7 +148,7 @@ def rows(split: Split) -> list[dict[str, Any]]:
     rng = random.Random(f"micro {VERSION} {split}")
     made: dict[str, dict[str, Any]] = {}
     while len(made) < SIZES[split]:
-        candidate = row(draw_task(split, rng, hard=len(made) % 5 >= 5 * (1 - HARD_SHARE)), rng)
+        candidate = row(draw_task(split, rng, hard=len(made) % 10 >= round(10 * (1 - HARD_SHARE))), rng)
         if candidate is not None:
             made.setdefault(candidate["id"], candidate)
     return list(made.values())

@@ -41,6 +41,7 @@ class Arm:
         return [f"{self.name}-seed{seed}" for seed in seeds]
 
 
+NONE = Arm("none", "none")
 ROUTES = tuple(
     Arm(f"label_route-{clean}-{baseline}", "label_route", {"clean": clean, **mask}, {"advantage_baseline": baseline})
     for clean, mask in (("detached", {}), ("zeroed", {"mask": "activation"}))
@@ -48,8 +49,8 @@ ROUTES = tuple(
 )
 """True labels choose the route: both clean routes, both advantage baselines."""
 
-DEMO = (Arm("none", "none"), Arm("absorb", "absorb"), *ROUTES)
-QUICK = (Arm("none", "none"), ROUTES[0])
+DEMO = (NONE, Arm("absorb", "absorb"), *ROUTES)
+QUICK = (NONE, ROUTES[0])
 EVERY = (*DEMO, *(Arm(name, name) for name in INTERVENTIONS if name not in {arm.intervention for arm in DEMO}))
 """Every intervention there is; a new one joins by being registered."""
 
@@ -69,8 +70,8 @@ def configurations(
     Only the views that an adapter changes are evaluated: the base's is the same for all. `modes` are the loopholes of the
     training prompts (none: all); held-out prompts show all of them.
     """
-    if not seeds:
-        raise UserError("--seeds: expected at least one")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {' '.join(map(str, seeds))}: expected at least one, and none twice")
     found = []
     for seed in seeds:
         for arm in arms:

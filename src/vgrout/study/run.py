@@ -12,13 +12,13 @@ from typing import Any
 
 from vgrout.evals import ALL, FREE, tabulate
 from vgrout.micro_commands import base_rates
-from vgrout.parallel import run_side_by_side
+from vgrout.parallel import require_jobs, run_side_by_side
 from vgrout.presets import preset
 from vgrout.run.console import say
-from vgrout.run.disk import dumps, make_folder, write_atomic
+from vgrout.run.disk import dumps, make_folder, require_writable, write_atomic
 from vgrout.run.folder import EVALUATION, RunFolder
 from vgrout.session import tuning, view_table
-from vgrout.study.arms import Arm, configurations
+from vgrout.study.arms import NONE, ROUTES, Arm, configurations
 from vgrout.study.figure import training_figure
 from vgrout.study.summary import ArmResult, Rows, final_table, find, mode_table
 from vgrout.types import Markers
@@ -69,12 +69,16 @@ class StudyResult:
     def closing_line(self) -> str:
         """What was achieved and where it lies."""
         hack, solve = self.rates("", "base")
-        parts = [f"base hacks {hack:.2f} and solves {solve:.2f}"]
-        for arm in self.arms[:1] + self.arms[-1:]:
-            before, after = self.rates(arm.label, "full"), self.rates(arm.label, "deploy")
-            parts.append(
-                f"{arm.label} hacks {before[0]:.2f} as trained, {after[0]:.2f} quarantine-ablated, then solving {after[1]:.2f}"
-            )
+        parts = [f"the base hacks {hack:.2f} and solves {solve:.2f}"]
+        for arm in self.arms:
+            if arm.label == NONE.label:
+                after = self.rates(arm.label, "full")
+                parts.append(f"{arm.label} then hacks {after[0]:.2f} and solves {after[1]:.2f}")
+            if arm.label == ROUTES[0].label:
+                full, after = self.rates(arm.label, "full"), self.rates(arm.label, "deploy")
+                parts.append(
+                    f"{arm.label} hacks {full[0]:.2f}, quarantine-ablated {after[0]:.2f}, solving {after[1]:.2f}"
+                )
         runs = sum(len(arm.rows) for arm in self.arms)
         return f"{self.study.name} finished: {runs} runs in {self.seconds:.0f} s; {'; '.join(parts)}; table and figure are in {self.folder}"
 
@@ -82,14 +86,16 @@ class StudyResult:
 def run_study(study: Study, root: Path, *, jobs: int) -> StudyResult:
     """Runs everything and writes base.json, study.json, table.txt and figure.png into a new folder under `root`."""
     started = time.monotonic()
+    require_jobs(jobs)
     changes = {} if study.steps is None else {"steps": study.steps}
-    stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}_{study.name}"
-    folder = make_folder(root, None, stamp, {"study.json": dumps({"study": dataclasses.asdict(study)}, "the study")})
-    configs = configurations(
-        study.arms, study.seeds, folder, problems=study.problems, model=study.model, modes=study.modes, **changes
-    )
+    options = {"problems": study.problems, "model": study.model, "modes": study.modes, **changes}
+    configurations(study.arms, study.seeds, root, **options)  # a mistake in them is found before anything is run
+    require_writable(root, None)
     base = measure_base(study)
-    write_atomic(folder / "base.json", dumps(base, "the base's rates"))
+    stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}_{study.name}"
+    files = {"study.json": dumps({"study": dataclasses.asdict(study)}), "base.json": dumps(base, "the base's rates")}
+    folder = make_folder(root, None, stamp, files)
+    configs = configurations(study.arms, study.seeds, folder, **options)
     title = f"{len(configs)} runs, {jobs} at a time; hack and solve are means of the last steps' rollouts"
     runs = run_side_by_side(configs, jobs=jobs, title=title)
     by_arm = [
