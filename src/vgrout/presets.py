@@ -45,7 +45,7 @@ def micro(intervention: str, **changes: Any) -> RunConfig[Any]:
         env=EnvConfig(unhackable_frac=0.375, max_prompt_tokens=256),
         adapter=AdapterConfig(rank=8),
         rollout=RolloutConfig(max_new=80, temperature=1.0, top_p=1.0),
-        grpo=GrpoConfig(prompts_per_step=12, group_size=8, beta=0.0, token_budget=2048, checkpoint_activations=False),
+        grpo=GrpoConfig(prompts_per_step=8, group_size=8, beta=0.0, token_budget=2048, checkpoint_activations=False),
         optim=OptimConfig(lr=1e-3, warmup_steps=5, schedule="constant"),
         eval=EvalConfig(markers=("train", "eval"), temperature=1.0, top_p=1.0),
         **changes,
