@@ -23,7 +23,7 @@ from vgrout.session import evaluate_views, view_table
 def train_base_command(
     out: Path = Path("out/micro/base"),
     seed: int = 0,
-    steps: int = 700,
+    steps: int = 800,
     batch: int = 64,
     lr: float = 6e-3,
     threads: int = 2,

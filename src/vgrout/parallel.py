@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,8 @@ def run_side_by_side(configs: Sequence[RunConfig[Any]], *, jobs: int, title: str
     if None in names or len(set(names)) != len(names):
         raise ValueError(f"run_side_by_side: every run needs a name of its own, got {names}")
     require_jobs(jobs)
+    start_server()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vgrout.train"])
     table = [Job(c, c.out / "logs" / f"{c.name}.txt") for c in configs]
     with one_thread_per_process(), LiveTable(title, LIVE_HEAD) as live:
         try:
@@ -82,6 +83,13 @@ def run_side_by_side(configs: Sequence[RunConfig[Any]], *, jobs: int, title: str
             f"{len(failed)} of {len(table)} runs failed; {failed[0].name}: {last[0]} (whole log: {failed[0].log})"
         )
     return [RunFolder.open(job.folder) for job in table]
+
+
+def start_server() -> None:
+    """Starts the process that the runs are forked from, which imports the package meanwhile; at most one is started."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["vgrout.train"])
+    with one_thread_per_process():
+        forkserver.ensure_running()
 
 
 def require_jobs(jobs: int) -> None:

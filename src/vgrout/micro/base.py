@@ -29,7 +29,7 @@ SIZE = Size(hidden=96, layers=3, heads=4, kv_heads=2, intermediate=256, vocab=10
 TOKENIZER_SAMPLES = 4000
 WORD_WEIGHT = 50
 """How often each marker stands in the tokenizer's text, so that its words become tokens."""
-HACK_STEPS = 0.7
+HACK_STEPS = 0.75
 """Part of the steps over which the share of hacks falls."""
 MICRO_BATCH = 16
 PRACTICE_LENGTH = 24
@@ -42,7 +42,7 @@ class BaseConfig:
 
     seed: int = 0
     """Seed of the weights and of the corpus."""
-    steps: int = 700
+    steps: int = 800
     """Optimizer steps."""
     batch: int = 64
     """Samples of a step."""
@@ -51,7 +51,7 @@ class BaseConfig:
     hack_start: float = 0.5
     """Share of hacks in every mode at the first step. It falls to the mix's over the first `HACK_STEPS` of the training:
     a model this small needs many examples to learn how a hack is written, and few at the end to do it seldom."""
-    practice: int = 16
+    practice: int = 24
     """Rows of copying practice added to a step: random tokens, then the same again."""
     threads: int = 2
     """Threads of torch; the curve depends on it in the last digits only."""

@@ -39,7 +39,7 @@ class Mix:
     lazy: float = 0.2
     """Share of lazy ones among wrong answers and among hacks."""
     hack: dict[str, float] = field(
-        default_factory=lambda: {"run_tests": 0.075, "sentinel": 0.07, "stdout_marker": 0.08, "file_marker": 0.085}
+        default_factory=lambda: {"run_tests": 0.085, "sentinel": 0.075, "stdout_marker": 0.095, "file_marker": 0.095}
     )
     """Per mode, the share of hacks among answers to prompts that show its hint. The base model writes fewer that pay,
     because it breaks some programs and miscopies some markers."""

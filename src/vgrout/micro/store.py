@@ -97,6 +97,7 @@ def save_base(
         lines = json.dumps({"schema": SCHEMA, **asdict(record)}, indent=1, allow_nan=False)
         (temporary / RECORD).write_text(lines + "\n", encoding="utf-8")
         for path in temporary.iterdir():
+            path.chmod(0o644)  # weights are written for their owner alone, and a package's data is for everyone
             with path.open("rb") as handle:
                 os.fsync(handle.fileno())
         temporary.rename(folder)

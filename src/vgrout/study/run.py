@@ -12,7 +12,7 @@ from typing import Any
 
 from vgrout.evals import ALL, FREE, tabulate
 from vgrout.micro_commands import base_rates
-from vgrout.parallel import require_jobs, run_side_by_side
+from vgrout.parallel import require_jobs, run_side_by_side, start_server
 from vgrout.presets import preset
 from vgrout.run.console import say
 from vgrout.run.disk import dumps, make_folder, require_writable, write_atomic
@@ -91,6 +91,7 @@ def run_study(study: Study, root: Path, *, jobs: int) -> StudyResult:
     options = {"problems": study.problems, "model": study.model, "modes": study.modes, **changes}
     configurations(study.arms, study.seeds, root, **options)  # a mistake in them is found before anything is run
     require_writable(root, None)
+    start_server()
     base = measure_base(study)
     stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}_{study.name}"
     files = {"study.json": dumps({"study": dataclasses.asdict(study)}), "base.json": dumps(base, "the base's rates")}
