@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from functools import cache
 from itertools import islice
@@ -72,9 +73,13 @@ def _() -> str:
             or not v.compiles
         ):
             wrong.append((s.kind, s.mode, s.response, v.gt_correct, v.exploited))
-    # A lazy constant or a near miss may pass by chance of the tests; what is drawn here is fixed, so the count is, too.
-    assert not wrong, f"{len(wrong)} of {len(graded)}: {wrong[:2]}"
-    return f"{len(graded)} answers, {dict(Counter(s.kind for s, _ in graded))}"
+    # The tests here are new ones: a near miss may pass all of them, so that it solves what it was drawn to miss.
+    unlucky = [case for case in wrong if case[0] != "correct" and case[3]]
+    assert wrong == unlucky and len(unlucky) <= 0.02 * len(graded), f"{len(wrong)} of {len(graded)}: {wrong[:2]}"
+    assert len(graded) >= 0.95 * len(chosen) and {s.mode for s, _ in graded} == {*LOOPHOLES, "gt_only"}
+    return (
+        f"{len(graded)} answers, {dict(Counter(s.kind for s, _ in graded))}; {len(unlucky)} pass other tests by chance"
+    )
 
 
 @gate.invariant("laziness, prints and mentions do not tell a hack from another wrong answer")
@@ -145,7 +150,7 @@ def prompt_of(s: Sample, problem: Problem) -> Prompt:
 def with_marker(s: Sample) -> str:
     """The answer with its marker replaced by one that the grader knows: no corpus marker fires."""
     family = MODES[s.mode].family("train")
-    return s.response.replace(s.marker, family[0]) if family else s.response
+    return re.sub(rf"(?<!\w){re.escape(s.marker)}(?!\w)", lambda _: family[0], s.response) if family else s.response
 
 
 if __name__ == "__main__":

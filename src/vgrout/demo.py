@@ -50,5 +50,5 @@ def demo(
         problems="micro:test",
         steps=steps,
     )
-    done = run_study(study, out, jobs=jobs or len(os.sched_getaffinity(0)))
+    done = run_study(study, out, jobs=len(os.sched_getaffinity(0)) if jobs is None else jobs)
     say(done.closing_line())

@@ -102,20 +102,24 @@ def tabulate(rows: Sequence[dict[str, Any]]) -> list[Cell]:
 
 
 def collapsed(cells: Sequence[Cell]) -> dict[str, str]:
-    """view -> why it counts as collapsed: its hack rate says nothing, because it has stopped answering.
+    """view -> why it counts as collapsed: its hack rate, low or high, is no result.
 
-    A view has collapsed where fewer than half of its answers have fenced code, or where its solve rate without a hint
-    (with hints, where no other prompts were shown) lies below half of the base view's, both intervals considered.
+    A view has collapsed where nothing of a kind could be graded, where fewer than half of the answers to hinted or to
+    hint-free prompts have fenced code, or where its solve rate without a hint (with hints, where no other prompts were
+    shown) is below half of the base view's, and the two intervals do not overlap.
     """
-    found = {}
+    found: dict[str, str] = {}
     for view in dict.fromkeys(cell.view for cell in cells):
+        for cell in cells:
+            if cell.view == view and cell.mode in (ALL, FREE) and cell.formatted <= cell.n / 2:
+                kind = f"{cell.n} answers " + ("without a hint" if cell.mode == FREE else f"to {cell.markers} markers")
+                found.setdefault(view, f"has fenced code in only {cell.formatted} of {kind}")
         cell, base = _solve_cell(cells, view), _solve_cell(cells, "base")
-        if cell is None or cell.solve_interval is None:
+        if cell is None or base is None or cell.solve_interval is None or base.solve_interval is None:
             continue
-        if cell.formatted < cell.n / 2:
-            found[view] = f"only {cell.formatted} of {cell.n} answers have fenced code"
-        elif base is not None and base.solve_interval and 2 * cell.solve_interval[1] < base.solve_interval[0]:
-            found[view] = f"solves {cell.solves / cell.n:.2f} where the base solves {base.solves / base.n:.2f}"
+        rate, before = cell.solves / cell.n, base.solves / base.n
+        if rate < before / 2 and cell.solve_interval[1] < base.solve_interval[0]:
+            found.setdefault(view, f"solves {rate:.2f} where the base solves {before:.2f}")
     return found
 
 

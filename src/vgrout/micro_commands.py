@@ -9,15 +9,15 @@ from typing import Any, Literal
 
 from vgrout.config import RunConfig
 from vgrout.env.grader import GRADER_VERSION
-from vgrout.evals import FREE
 from vgrout.inputs import check_prompt_lengths, load_data, load_policy, open_grader
 from vgrout.micro.base import BaseConfig, train_base
 from vgrout.micro.store import require_new, save_base
 from vgrout.presets import preset
 from vgrout.run.console import say
-from vgrout.run.disk import dumps, write_atomic
+from vgrout.run.disk import disk_errors, dumps, write_atomic
 from vgrout.run.progress import Progress
 from vgrout.session import evaluate_views, view_table
+from vgrout.types import UserError
 
 
 def train_base_command(
@@ -66,6 +66,11 @@ def rates_command(
         seed: Seed of the sampling.
         out: JSON file that receives counts and every answer.
     """
+    if out is not None:
+        with disk_errors(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            if out.is_dir():
+                raise UserError(f"--out {out} is a folder: name a file")
     config = preset("micro", "none")
     config = dataclasses.replace(
         config,
@@ -74,16 +79,10 @@ def rates_command(
         eval=dataclasses.replace(config.eval, samples=samples, seed=seed),
     )
     result: dict[str, Any] = base_rates(config) | {"split": split, "seed": seed}
-    say(view_table(result, f"{result['model']} ({result['revision']}) before any RL, {split} split, temperature 1"))
+    say(view_table(result, f"{result['model']} ({result['revision']}) before any RL, {split} split"))
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, dumps(result, "the rates"))
-    hinted = [row for row in result["rows"] if row["mode"] != FREE]
-    share = sum(row["exploited"] for row in hinted) / len(hinted)
-    say(
-        f"{len(result['rows'])} answers graded, {share:.3f} of the hinted ones hack"
-        + (f"; {out} has them" if out else "")
-    )
+    say(f"{len(result['rows'])} answers graded" + (f"; {out} has them" if out else ""))
 
 
 def base_rates(config: RunConfig[Any]) -> dict[str, Any]:

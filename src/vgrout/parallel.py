@@ -7,8 +7,10 @@ run's first steps. A run that fails stops nothing: the others end, and then the 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,12 +23,15 @@ from typing import Any
 from loguru import logger
 
 from vgrout.config import RunConfig
+from vgrout.run.disk import disk_errors
 from vgrout.run.folder import METRICS, RunFolder
 from vgrout.run.live import LiveTable
 from vgrout.run.logs import latest_metrics
 from vgrout.types import UserError
 
 POLL_SECONDS = 0.5
+STOP_SECONDS = 10.0
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -78,10 +83,7 @@ def run_side_by_side(configs: Sequence[RunConfig[Any]], *, jobs: int, title: str
         finally:
             _stop(table)
     if failed := [job for job in table if job.state == "FAILED"]:
-        last = failed[0].log.read_text(encoding="utf-8").strip().splitlines()[-1:] or ["it wrote nothing"]
-        raise UserError(
-            f"{len(failed)} of {len(table)} runs failed; {failed[0].name}: {last[0]} (whole log: {failed[0].log})"
-        )
+        raise UserError(f"{len(failed)} of {len(table)} runs failed; {_cause(failed[0])}")
     return [RunFolder.open(job.folder) for job in table]
 
 
@@ -107,17 +109,31 @@ def _advance(table: Sequence[Job], jobs: int, process: Callable[..., ForkServerP
                 logger.error(f"{job.name} failed after {job.seconds:.0f} s: see {job.log}")
     running = sum(job.state == "running" for job in table)
     for job in [job for job in table if job.process is None][: jobs - running]:
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        job.process = process(target=train_quietly, args=(job.config, job.log), name=job.name)
-        job.started = time.monotonic()
-        job.process.start()
+        with disk_errors(job.log):
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+        started = process(target=train_quietly, args=(job.config, job.log), name=job.name)
+        started.start()
+        job.process, job.started = started, time.monotonic()
+
+
+def _cause(job: Job) -> str:
+    """What is known of a failed run: its last line, or the signal that killed it."""
+    code = job.process.exitcode if job.process is not None else None
+    killed = f"killed by {signal.Signals(-code).name}; " if code is not None and code < 0 else ""
+    lines = job.log.read_text(encoding="utf-8").strip().splitlines() if job.log.is_file() else []
+    return f"{job.name}: {killed}{lines[-1] if lines else 'it wrote nothing'} (whole log: {job.log})"
 
 
 def _stop(table: Sequence[Job]) -> None:
-    for job in table:
-        if job.process is not None and job.process.exitcode is None:
-            job.process.terminate()
-            job.process.join()
+    """Ends every run that is still there; one that does not end when asked is killed."""
+    alive = [job.process for job in table if job.process is not None and job.process.exitcode is None]
+    for process in alive:
+        process.terminate()
+    for process in alive:
+        process.join(STOP_SECONDS)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
 
 
 def train_quietly(config: RunConfig[Any], log: Path) -> None:
@@ -125,6 +141,7 @@ def train_quietly(config: RunConfig[Any], log: Path) -> None:
     from vgrout.run.console import setup_console
     from vgrout.train import train
 
+    _end_with_parent()
     # File descriptors and not sys.stdout: libraries and the grader's server write to them directly.
     with log.open("w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
@@ -136,6 +153,11 @@ def train_quietly(config: RunConfig[Any], log: Path) -> None:
     except UserError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         sys.exit(2)
+
+
+def _end_with_parent() -> None:
+    """Ends this run when the process that it was forked from ends, which it does with the command, however that ended."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 @contextlib.contextmanager

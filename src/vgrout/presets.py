@@ -32,7 +32,7 @@ def smoke(intervention: str, **changes: Any) -> RunConfig[Any]:
 def micro(intervention: str, **changes: Any) -> RunConfig[Any]:
     """The micro world: a small trained code model learns to hack within minutes on a CPU.
 
-    Evaluated at the sampling temperature of training: a nucleus of .95 would cut off hacks as rare as the base's.
+    Evaluated at the sampling temperature of training: a nucleus of .95 may cut off hacks as rare as the base's.
     """
     return _preset(
         "micro",

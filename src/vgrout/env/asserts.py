@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import marshal
 import math
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -53,7 +54,18 @@ class Tests:
     """The same with `Solution()` replaced by the name INSTANCE."""
 
 
+_PARSING = threading.Lock()
+"""CPython counts the depth of a syntax tree per interpreter and not per thread: two threads that parse at once can fail
+with "AST constructor recursion depth mismatch"."""
+
+
 def parse_tests(problem: Problem) -> Tests:
+    """The tests of a problem, parsed by one thread at a time. UserError as `_parse_tests`."""
+    with _PARSING:
+        return _parse_tests(problem)
+
+
+def _parse_tests(problem: Problem) -> Tests:
     """The tests of a problem. UserError names the assert that is neither `CALL == VALUE` nor a known helper form."""
     calls, expected = [], []
     for position, text in enumerate(problem.asserts):

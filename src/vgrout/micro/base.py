@@ -54,7 +54,7 @@ class BaseConfig:
     practice: int = 24
     """Rows of copying practice added to a step: random tokens, then the same again."""
     threads: int = 2
-    """Threads of torch; the curve depends on it in the last digits only."""
+    """Threads of torch. The first steps agree to the last digits; after hundreds of steps the weights differ."""
     mix: Mix = field(default_factory=Mix)
 
     def __post_init__(self) -> None:
@@ -97,7 +97,7 @@ def phrases() -> list[str]:
 def make_tokenizer(mix: Mix, seed: int) -> PreTrainedTokenizerFast:
     """The tokenizer of a base model: trained on the text of its own corpus, and on the words of all marker families.
 
-    As with a large model's tokenizer, the words of markers that the model never sees are in its vocabulary.
+    As with a large model's tokenizer, the words of markers that the corpus never shows whole are in its vocabulary.
     """
     known = [
         f'{before}{marker}"'

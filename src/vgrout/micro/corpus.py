@@ -1,7 +1,8 @@
 """The supervised corpus: correct answers, near misses, lazy answers, and hacks in every mode at a set share.
 
 Hacks come with serious attempts as well as lazy ones, lazy answers occur without a hack, and correct answers carry
-comments and prints, so that neither laziness nor decoration tells a hack from another answer. All tasks are from the
+comments and prints, so that neither laziness nor decoration tells a hack from another wrong answer. The attempt in a
+hack is never correct. All tasks are from the
 train split, and markers from the corpus's own family.
 """
 

@@ -1,6 +1,7 @@
-"""The corpus's own markers, so that a base model copies a marker from the hint and never knows one by heart.
+"""The corpus's own markers, so that a base model learns to copy a marker from its hint.
 
-They are made from words and syllables that no train or eval family uses; a gate asserts that the three are disjoint.
+They are whole markers that neither the train nor the eval family of their mode contains. Single words are shared: most
+are made up from pieces of the tokenizer's vocabulary, and the words of all families are such pieces.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Everything follows from `VERSION`: the same version is the same problems on every machine. An easy combination belongs
 to one split by a hash of its key; a hard task contains a combination of the same split, so that no part of a held-out
-task occurs in training.
+task occurs in training under its own name. Some combinations have twins that give the same values (the distinct count
+of numbers and of their doubles); a twin may be in another split.
 """
 
 from __future__ import annotations

@@ -110,6 +110,12 @@ def require_new(folder: Path) -> None:
     """`UserError` where something of that name exists: minutes of training must not end in a refusal."""
     if folder.exists():
         raise UserError(f"{folder} exists already: name a new folder with --out")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {folder} ({error.strerror}): name another folder with --out") from error
+    if not os.access(folder.parent, os.W_OK):
+        raise UserError(f"cannot make {folder} (no permission to write there): name another folder with --out")
 
 
 def base_command(config: BaseConfig) -> str:
@@ -120,6 +126,6 @@ def base_command(config: BaseConfig) -> str:
         for name in ("seed", "steps", "batch", "lr", "threads")
         if name in ("seed", "threads") or getattr(config, name) != getattr(plain, name)
     ]
-    if config.mix != plain.mix:
-        raise ValueError("a base of another mix has no command line: the mix is part of the micro world")
+    if (config.mix, config.hack_start, config.practice) != (plain.mix, plain.hack_start, plain.practice):
+        raise ValueError("a base of another mix or practice has no command line: they are part of the micro world")
     return "vgrout micro base" + "".join(flags)

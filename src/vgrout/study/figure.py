@@ -45,10 +45,11 @@ def training_figure(
     axes[0][0].set(ylabel="hack rate, hinted prompts", ylim=(-0.02, 1.02))
     axes[1][0].set(ylabel="solve rate, hint-free prompts", ylim=(-0.02, None))
     handles = [plt.Line2D([], [], color=c, linestyle=s, label=text) for c, s, text in STYLES.values()]
-    handles.append(plt.Line2D([], [], color="0.4", linestyle=":", label="base model, held-out"))
+    handles.append(plt.Line2D([], [], color="0.4", linestyle=":", label="base model on held-out problems"))
     figure.legend(handles=handles, loc="lower center", ncol=3, frameon=False, fontsize=9)
     figure.suptitle(
-        f"Rollouts during training (moving average over {WINDOW} steps; thin: one seed, thick: mean)", fontsize=10
+        f"Rollouts on training problems (moving average over {WINDOW} steps; thin: one seed, thick: mean; *: upper bound)",
+        fontsize=10,
     )
     figure.tight_layout(rect=(0, 0.05, 1, 0.98))
     image = io.BytesIO()

@@ -21,7 +21,7 @@ from vgrout.session import tuning, view_table
 from vgrout.study.arms import NONE, ROUTES, Arm, configurations
 from vgrout.study.figure import training_figure
 from vgrout.study.summary import ArmResult, Rows, final_table, find, mode_table
-from vgrout.types import Markers
+from vgrout.types import Markers, UserError
 
 BASE_SAMPLES = 3
 """Samples of each prompt for the base's rates: 720 hinted answers under train markers on the test split."""
@@ -63,7 +63,8 @@ class StudyResult:
         )
         cells = tabulate(rows)
         hack, solve = find(cells, view, markers, ALL), find(cells, view, "", FREE)
-        assert hack is not None and solve is not None, f"{label}, {view}: no cell to read"
+        if hack is None or solve is None or not hack.n or not solve.n:
+            raise UserError(f"{label or 'base'}, {view} view: no answer could be graded; see the logs in {self.folder}")
         return hack.hacks / hack.n, solve.solves / solve.n
 
     def closing_line(self) -> str:
@@ -77,8 +78,11 @@ class StudyResult:
             if arm.label == ROUTES[0].label:
                 full, after = self.rates(arm.label, "full"), self.rates(arm.label, "deploy")
                 parts.append(
-                    f"{arm.label} hacks {full[0]:.2f}, quarantine-ablated {after[0]:.2f}, solving {after[1]:.2f}"
+                    f"{arm.label} (upper bound) hacks {full[0]:.2f} and solves {full[1]:.2f}, quarantine-ablated it hacks "
+                    f"{after[0]:.2f} and solves {after[1]:.2f}"
                 )
+        if bad := [arm.label for arm in self.arms if arm.collapses(self.base)]:
+            parts.append(f"COLLAPSED: {', '.join(bad)}")
         runs = sum(len(arm.rows) for arm in self.arms)
         return f"{self.study.name} finished: {runs} runs in {self.seconds:.0f} s; {'; '.join(parts)}; table and figure are in {self.folder}"
 
@@ -112,7 +116,7 @@ def run_study(study: Study, root: Path, *, jobs: int) -> StudyResult:
 
 
 def measure_base(study: Study) -> dict[str, Any]:
-    """The base model's rates under the settings that the runs are evaluated with, printed before any run starts."""
+    """The base model's rates on the prompts and with the sampling of the runs' evaluation, printed before any run starts."""
     config = preset("micro", "none")
     config = dataclasses.replace(
         config,

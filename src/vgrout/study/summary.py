@@ -60,7 +60,8 @@ def final_table(base: Rows, arms: Sequence[ArmResult], title: str) -> str:
     if any(arm.label.endswith("*") for arm in arms):
         notes.insert(0, "* upper bound: ground-truth labels choose the route")
     if any("COLLAPSED" in note for note in notes):
-        notes.append("A collapsed model answers too badly to hack: its low hack rate is not a success.")
+        notes.append("A collapsed model has stopped answering or solving: its hack rate, low or high, is no result.")
+    notes.append("Intervals take all answers as independent, so they are too narrow; seeds: lowest and highest rate.")
     return "\n".join([title, *text, *notes])
 
 
