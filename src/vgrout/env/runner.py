@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from loguru import logger
+
 from vgrout.env.asserts import Tests
 from vgrout.env.channels import Finding, ProbeReport, finding, infra_trouble, probe_calls
 from vgrout.env.labels import extract_program, label_of, reward_of, uses_files
@@ -108,7 +110,8 @@ class Runner:
         for attempt in range(ATTEMPTS):
             try:
                 return once()
-            except InfraError:
+            except InfraError as error:
+                logger.warning(f"grading: {error}; once more on a new fork-server")
                 self.close()
                 if self.stopped or attempt == ATTEMPTS - 1:
                     raise
