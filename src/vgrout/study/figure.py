@@ -18,8 +18,8 @@ from matplotlib.axes import Axes
 from vgrout.run.disk import write_atomic
 from vgrout.run.folder import RunFolder
 
-WINDOW = 5
-"""Steps of the centred moving average: a step has only a few dozen rows of each kind."""
+WINDOWS = {"hack": 5, "solve": 15}
+"""Steps of the centred moving averages: a step has a few dozen hinted rows, and hint-free ones of two or three problems."""
 STYLES: dict[str, tuple[str, Literal["-", "--"], str]] = {
     "full": ("#c1440e", "-", "as trained"),
     "deploy": ("#1f6f8b", "--", "quarantine-ablated"),
@@ -48,7 +48,7 @@ def training_figure(
     handles.append(plt.Line2D([], [], color="0.4", linestyle=":", label="base model on held-out problems"))
     figure.legend(handles=handles, loc="lower center", ncol=3, frameon=False, fontsize=9)
     figure.suptitle(
-        f"Rollouts on training problems (moving average over {WINDOW} steps; thin: one seed, thick: mean; *: upper bound)",
+        f"Rollouts on training problems (moving averages over {WINDOWS['hack']} and {WINDOWS['solve']} steps; thin: one seed, thick: mean; *: upper bound)",
         fontsize=10,
     )
     figure.tight_layout(rect=(0, 0.05, 1, 0.98))
@@ -68,7 +68,7 @@ def _panel(ax: Axes, table: pd.DataFrame, rate: str, base: float | None) -> None
         seeds = table[f"{rate}_{view}"].unstack("run")
         if seeds.isna().all().all():
             continue  # this arm samples no row in that view
-        smooth = seeds.rolling(WINDOW, center=True, min_periods=1).mean()
+        smooth = seeds.rolling(WINDOWS[rate], center=True, min_periods=1).mean()
         ax.plot(smooth.index, smooth, color=colour, linestyle=line, linewidth=0.6, alpha=0.45)
         ax.plot(smooth.index, np.nanmean(smooth, axis=1), color=colour, linestyle=line, linewidth=1.8)
     if base is not None:
