@@ -45,7 +45,7 @@ def _() -> str:
     return f"{record.parameters:,} parameters, {size / 1e6:.1f} MB, `{record.command}` in {record.seconds:.0f} s"
 
 
-@gate.invariant("a short training run is on the recorded curve, and another seed is not")
+@gate.invariant("a short training run is on the recorded curve, and another seed is not", slow=True)
 def _() -> str:
     record = shipped_base()
     _, tokenizer, curve = train_base(record.config, stop_after=STEPS)

@@ -27,7 +27,7 @@ from vgrout.micro.problems import draw_tests, draw_wrong, row_of, split_of
 from vgrout.types import Problem, Prompt
 
 gate = Gate(__doc__)
-DRAWN = 8_000
+DRAWN = 4_000
 
 
 @cache

@@ -113,7 +113,7 @@ def _() -> str:
     return f"{len(EVERY)} arms"
 
 
-@gate.invariant("a failing run is reported with its log, and the others finish")
+@gate.invariant("a failing run is reported with its log, and the others finish", slow=True)
 def _() -> str:
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()) as shown:
         good, bad = short(Path(scratch), steps=1)
