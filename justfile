@@ -14,8 +14,8 @@ default:
 smoke: (_gates "--quick") (_train "absorb")
     @echo "smoke passed: every quick gate holds, and absorb trained and was evaluated; its run folder is $(tail -n 1 out/smoke/absorb.log)"
 
-# Every gate in full; one of them trains every intervention for 30 steps in the micro world
-smoke-all: (_gates "--all")
+# Every gate in full, `smoke` first; one of them trains every intervention for 30 steps in the micro world
+smoke-all: smoke (_gates "--slow")
     @echo "smoke-all passed: every gate holds, among them a short micro training of every intervention"
 
 [private]

@@ -85,10 +85,11 @@ class Gate:
 
         return register
 
-    def run(self, *, quick: bool, only: str = "") -> list[Result]:
+    def run(self, *, tier: str = "all", only: str = "") -> list[Result]:
+        """Checks the invariants of a tier (a key of TIERS) whose sentence contains `only`."""
         results = []
         for sentence, slow, check in self.invariants:
-            if (quick and slow) or only not in sentence:
+            if slow not in TIERS[tier] or only not in sentence:
                 continue
             start = time.perf_counter()
             try:
@@ -104,12 +105,28 @@ class Gate:
 
     def main(self) -> None:
         parser = argparse.ArgumentParser(description=f"gate {self.name}")
-        parser.add_argument("--quick", action="store_true", help="only the quick tier")
+        add_tiers(parser)
         parser.add_argument("--only", default="", help="only invariants whose sentence contains this text")
         args = parser.parse_args()
-        results = self.run(quick=args.quick, only=args.only)
+        results = self.run(tier=args.tier, only=args.only)
         print(closing_line(results))
         sys.exit(any(r.status == "FAILED" for r in results) or not results)
+
+
+TIERS = {"all": (False, True), "quick": (False,), "slow": (True,)}
+"""Name of a tier, and which of the quick (False) and the slow (True) invariants are in it."""
+
+
+def add_tiers(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that choose a tier."""
+    tier = parser.add_mutually_exclusive_group()
+    options = {
+        "quick": "only the quick tier",
+        "slow": "only what the quick tier leaves out",
+        "all": "both (the default)",
+    }
+    for name, text in options.items():
+        tier.add_argument(f"--{name}", dest="tier", action="store_const", const=name, default="all", help=text)
 
 
 def closing_line(results: list[Result]) -> str:

@@ -38,6 +38,7 @@ FLOORS = {
     "run": 2,
     "models": 2,
     "types": 1,
+    "cores": 1,
 }
 """A unit (package or file right under the root) imports units of lower floors only."""
 

@@ -30,7 +30,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from _gate import Gate, Result, closing_line
+from _gate import Gate, Result, add_tiers, closing_line
+from vgrout.cores import usable_cores
 
 SCRIPTS = Path(__file__).parent
 HINTS = SCRIPTS.parent / "out" / ".gate_seconds.json"
@@ -56,9 +57,9 @@ def main() -> None:
     preload(args.preload)
     print(f"{len(files)} gates on {args.jobs} cores (imports {time.perf_counter() - start:.1f} s)", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        results, seconds = run_all(longest_first(files, args.quick), Path(scratch), args)
+        results, seconds = run_all(longest_first(files, args.tier), Path(scratch), args)
     if args.folder == SCRIPTS:
-        remember(seconds, args.quick)
+        remember(seconds, args.tier)
     summarise(results, seconds, time.perf_counter() - start)
     ran = any(result.status == "passed" for result in results)
     sys.exit(0 if ran and all(result.status != "FAILED" for result in results) else 1)
@@ -66,12 +67,10 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tier = parser.add_mutually_exclusive_group()
-    tier.add_argument("--quick", action="store_true", help="only the quick tier of each gate")
-    tier.add_argument("--all", action="store_true", help="every invariant (the default)")
+    add_tiers(parser)
     parser.add_argument("names", nargs="*", help="gates to run, with or without `verify_` (default: all)")
     parser.add_argument("--only", default="", help="only invariants whose sentence contains this text")
-    parser.add_argument("--jobs", type=int, default=usable_cpus(), help="gates at a time (default: usable cores)")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="gates at a time (default: usable cores)")
     parser.add_argument("--timeout", type=float, default=900, help="seconds after which a gate counts as hung")
     parser.add_argument("--folder", type=Path, default=SCRIPTS, help="where the verify_*.py files lie")
     parser.add_argument("--no-preload", dest="preload", action="store_false", help="leave heavy imports to the gates")
@@ -79,10 +78,6 @@ def parse_arguments() -> argparse.Namespace:
     if args.jobs < 1 or args.timeout <= 0:
         parser.error("--jobs and --timeout must be above 0")
     return args
-
-
-def usable_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose(folder: Path, names: list[str]) -> list[Path]:
@@ -101,20 +96,16 @@ def preload(heavy: bool) -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
-def longest_first(files: list[Path], quick: bool) -> list[Path]:
+def longest_first(files: list[Path], tier: str) -> list[Path]:
     """By the seconds of the last run in this checkout; gates without a figure first, larger files before smaller."""
     known = json.loads(HINTS.read_text()) if HINTS.exists() else {}
-    key = {path: known.get(hint_name(path.stem, quick), 1e6 + path.stat().st_size) for path in files}
+    key = {path: known.get(f"{path.stem} {tier}", 1e6 + path.stat().st_size) for path in files}
     return sorted(files, key=lambda path: -key[path])
 
 
-def hint_name(gate: str, quick: bool) -> str:
-    return f"{gate} {'quick' if quick else 'all'}"
-
-
-def remember(seconds: dict[str, float], quick: bool) -> None:
+def remember(seconds: dict[str, float], tier: str) -> None:
     known = json.loads(HINTS.read_text()) if HINTS.exists() else {}
-    known |= {hint_name(name, quick): round(value, 1) for name, value in seconds.items()}
+    known |= {f"{name} {tier}": round(value, 1) for name, value in seconds.items()}
     HINTS.parent.mkdir(exist_ok=True)
     temporary = HINTS.with_suffix(f".{os.getpid()}")
     temporary.write_text(json.dumps(known, indent=1, sort_keys=True))
@@ -168,7 +159,7 @@ def fork_gate(file: Path, scratch: Path, args: argparse.Namespace) -> Child:
         os.dup2(write, 1)
         os.dup2(write, 2)
         os.close(read)
-        found = load_gate(file).run(quick=args.quick, only=args.only)
+        found = load_gate(file).run(tier=args.tier, only=args.only)
         results.write_text(json.dumps([asdict(result) for result in found]))
         code = 0
     except BaseException:  # noqa: BLE001 - the child must end here, and the parent must see why

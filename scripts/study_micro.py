@@ -15,21 +15,26 @@ The last line is `N passed, N failed`; the exit code is 1 where a criterion fail
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vgrout.cores import usable_cores
 from vgrout.env.modes import LOOPHOLES
 from vgrout.evals import ALL, FREE, Cell, tabulate
+from vgrout.micro.base import BaseConfig
+from vgrout.micro.store import read_base
 from vgrout.micro_commands import train_base_command
 from vgrout.run.console import say, setup_console
 from vgrout.study.arms import NONE, ROUTES
 from vgrout.study.run import Study, StudyResult, run_study
 from vgrout.study.summary import ArmResult, Rows, find
+from vgrout.types import UserError
 
 PARTS = ("emergence", "routes", "leave_one_out")
 SEEDS = (0, 1, 2)
+SAMPLES = 3
+"""Answers to each held-out prompt: a point of solve rate is within the noise of fewer."""
 
 
 def main() -> int:
@@ -40,7 +45,11 @@ def main() -> int:
     if "emergence" in args.parts or "routes" in args.parts:
         arms = (*((NONE,) if "emergence" in args.parts else ()), *(ROUTES[:1] if "routes" in args.parts else ()))
         done = {
-            name: run_study(Study("bases", arms, SEEDS, model=model, problems=args.problems), args.out, jobs=args.jobs)
+            name: run_study(
+                Study("bases", arms, SEEDS, model=model, problems=args.problems, samples=SAMPLES),
+                args.out,
+                jobs=args.jobs,
+            )
             for name, model in bases.items()
         }
         if "emergence" in args.parts:
@@ -62,7 +71,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--out", type=Path, default=Path("out/nightly"))
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs side by side")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="runs side by side")
     parser.add_argument("--problems", default="micro:test", help="held-out problems; tuning uses micro:validation")
     return parser.parse_args()
 
@@ -72,6 +81,8 @@ def second_base(out: Path) -> Path:
     folder = out / "base-seed1"
     if not folder.exists():
         train_base_command(folder, seed=1)
+    if read_base(folder).config != BaseConfig(seed=1):
+        raise UserError(f"{folder} was made by `{read_base(folder).command}`: move it away, and it is made anew")
     return folder
 
 
@@ -106,7 +117,7 @@ def leave_out(mode: str, args: argparse.Namespace) -> None:
     """Trains without one loophole and reports what was done to it."""
     shown = tuple(m for m in LOOPHOLES if m != mode)
     arms = (NONE, ROUTES[0])
-    study = Study(f"without-{mode}", arms, SEEDS[:1], problems=args.problems, modes=shown)
+    study = Study(f"without-{mode}", arms, SEEDS[:1], problems=args.problems, modes=shown, samples=SAMPLES)
     result = run_study(study, args.out, jobs=args.jobs)
     before = rate(tabulate(result.base), "base", "train", mode)
     for arm in result.arms:
@@ -138,4 +149,7 @@ def solve_rate(cells: Sequence[Cell], view: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")

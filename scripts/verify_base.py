@@ -8,23 +8,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from unittest import mock
 
-from _gate import Gate
+from _gate import Gate, refusal
 from vgrout.env.modes import LOOPHOLES
 from vgrout.evals import FREE, tabulate
-from vgrout.micro.base import BaseConfig, train_base
+from vgrout.micro.base import BaseConfig, answer_loss, train_base
 from vgrout.micro.store import base_command, read_base, require_new, save_base, shipped_base
 from vgrout.micro_commands import base_rates
 from vgrout.models import SHIPPED, load_model, tokenizer_fingerprint, weights_hash
 from vgrout.presets import preset
 from vgrout.study.summary import find
-from vgrout.types import UserError
 
 gate = Gate(__doc__)
 STEPS = 12
@@ -69,13 +69,18 @@ def _() -> str:
         assert weights_hash(load_model(str(folder)).model) == record.weights
         refused = 0
         stored = json.loads((folder / "base.json").read_text())
-        for change in ({"schema": "other"}, {"problems": 99}):
-            (folder / "base.json").write_text(json.dumps(stored | change))
+        damaged = [json.dumps(stored | change) for change in ({"schema": "other"}, {"problems": 99}, {"config": {}})]
+        for text in (*damaged, json.dumps(stored)[:-9], "[]", json.dumps(stored | {"unknown": 1})):
+            (folder / "base.json").write_text(text)
             refused += refuses(lambda: read_base(folder))
+        plain = preset("micro", "none")
+        refused += refuses(lambda: base_rates(replace(plain, model=replace(plain.model, name=str(folder)))))
         shutil.rmtree(folder)
         folder.mkdir()
         refused += refuses(lambda: read_base(folder)) + refuses(lambda: require_new(folder))
-        assert refused == 4, refused
+        assert refused == 9, refused
+    with mock.patch("vgrout.micro.base.answer_loss", lambda model, batch: answer_loss(model, batch) * float("nan")):
+        assert "lower the learning rate" in refusal(lambda: train_base(config))
     return f"{record.parameters:,} parameters, {refused} refusals"
 
 
@@ -84,8 +89,8 @@ def _() -> str:
 )
 def _() -> str:
     config = preset("micro", "none")
-    measured = dataclasses.replace(config.eval, samples=17, markers=("train",))
-    cells = tabulate(base_rates(dataclasses.replace(config, eval_problems="micro:validation", eval=measured))["rows"])
+    measured = replace(config.eval, samples=17, markers=("train",))
+    cells = tabulate(base_rates(replace(config, eval_problems="micro:validation", eval=measured))["rows"])
     rates = {}
     for mode in LOOPHOLES:
         cell = find(cells, "base", "train", mode)
@@ -100,12 +105,7 @@ def _() -> str:
 
 
 def refuses(call) -> bool:
-    try:
-        call()
-    except UserError as error:
-        assert "\n" not in str(error)
-        return True
-    return False
+    return bool(refusal(call))
 
 
 if __name__ == "__main__":

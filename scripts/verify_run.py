@@ -5,6 +5,7 @@ Invariants:
 - a writer that is killed leaves the old file or the new one, never a mixture; a full disk leaves no half line
 - a run says whether it finished, failed and why
 - the code revision tells a clean, a dirty and an unknown checkout apart
+- a container that pays for two processors counts as two
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from loguru import logger
 
 from _gate import Gate, Skip
 from _runs import CONFIG, create, folder, refused, row
+from vgrout.cores import usable_cores
 from vgrout.run import disk
 from vgrout.run.folder import RunFolder, list_runs
 from vgrout.run.provenance import code_revision
@@ -188,6 +190,25 @@ def _():
         assert code_revision(root / "b.py")["revision"] == "unknown"
         assert len({state["revision"] for state in states}) == 1 and len({str(s["diff_sha256"]) for s in states}) == 4
     return "4 states, 4 hashes"
+
+
+@gate.invariant("the processors counted are those that affinity and the control group's quota leave")
+def _() -> str:
+    everything = set(range(16))
+    with folder() as scratch, mock.patch("os.sched_getaffinity", lambda pid: everything):
+        assert usable_cores(scratch) == 16
+        for text, expected in (("max 100000", 16), ("200000 100000", 2), ("150000 100000", 2), ("20000 100000", 1)):
+            (scratch / "cpu.max").write_text(f"{text}\n")
+            assert usable_cores(scratch) == expected, text
+        (scratch / "cpu.max").unlink()
+        (scratch / "cpu").mkdir()
+        (scratch / "cpu/cpu.cfs_period_us").write_text("100000\n")
+        for quota, expected in (("-1", 16), ("300000", 3)):
+            (scratch / "cpu/cpu.cfs_quota_us").write_text(f"{quota}\n")
+            assert usable_cores(scratch) == expected, quota
+        (scratch / "cpu.max").write_text("3200000 100000\n")
+        assert usable_cores(scratch) == 16
+    return f"{usable_cores()} here"
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ def _():
     code, output = run_gates({"good": GOOD, "skips": SKIPS}, "--quick")
     assert (code, output.splitlines()[-1]) == (0, "1 passed, 0 failed, 1 skipped"), output
     assert "no data here" in output
+    code, output = run_gates({"good": GOOD, "skips": SKIPS}, "--slow")
+    assert (code, output.splitlines()[-1]) == (1, "0 passed, 1 failed") and "slow one" in output, output
     code, output = run_gates({"good": GOOD, "skips": SKIPS} | {name: text for name, (text, _) in ENDINGS.items()})
     expected = f"1 passed, {1 + len(ENDINGS)} failed, 1 skipped"
     assert (code, output.splitlines()[-1]) == (1, expected), output

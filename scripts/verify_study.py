@@ -13,14 +13,18 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import json
 import multiprocessing
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from _gate import Gate
+from vgrout.config import RunConfig
 from vgrout.evals import collapsed, tabulate
 from vgrout.interventions import INTERVENTIONS
 from vgrout.parallel import run_side_by_side
@@ -113,21 +117,31 @@ def _() -> str:
     return f"{len(EVERY)} arms"
 
 
-@gate.invariant("a failing run is reported with its log, and the others finish", slow=True)
+@gate.invariant("a failing run is reported with its log; the others finish, and the table is of those", slow=True)
 def _() -> str:
+    def spoiled(arms: Sequence[Arm], seeds: Sequence[int], out: Path, **options: Any) -> list[RunConfig[Any]]:
+        good, bad = configurations(arms, seeds, out, **options)
+        return [good, dataclasses.replace(bad, model=dataclasses.replace(bad.model, name="missing/model"))]
+
+    study = Study("gate", QUICK, (0,), problems="micro:validation", steps=1)
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()) as shown:
-        good, bad = short(Path(scratch), steps=1)
-        bad = dataclasses.replace(bad, model=dataclasses.replace(bad.model, name=f"{scratch}/missing"))
-        try:
-            run_side_by_side([bad, good], jobs=2, title="two runs")
-        except UserError as error:
-            message = str(error)
-        else:
-            raise AssertionError("the failed run was not reported")
-        assert bad.name in message and "missing" in message and "\n" not in message, message
-        log = Path(message.rpartition("whole log: ")[2].rstrip(")"))
-        assert "missing" in log.read_text()
-        assert RunFolder.open(good.out / "runs" / str(good.name)).status()["state"] == "finished"
+        with mock.patch("vgrout.study.run.configurations", spoiled):
+            try:
+                run_study(study, Path(scratch), jobs=2)
+            except UserError as error:
+                message = str(error)
+            else:
+                raise AssertionError("the failed run was not reported")
+        (folder,) = Path(scratch).iterdir()
+        table = (folder / "table.txt").read_text()
+        numbers = json.loads((folder / "study.json").read_text())
+        assert (folder / "figure.png").stat().st_size > 10_000
+        log = Path(numbers["failures"][0].rpartition("whole log: ")[2].rstrip(")"))
+        assert "missing/model" in log.read_text()
+        assert RunFolder.open(folder / "runs" / "none-seed0").status()["state"] == "finished"
+    assert message.startswith("1 of 2 runs failed; ") and "missing/model" in message and "\n" not in message, message
+    assert "FAILED, so not in this table" in table and "label_route" not in table.split("FAILED")[0], table
+    assert [line for line in table.splitlines() if line.startswith("none ")], table
     assert "FAILED" in shown.getvalue()
     return message[:60]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from vgrout.cores import usable_cores
 from vgrout.run.console import say
 from vgrout.study.arms import DEMO, EVERY, QUICK, Arm
 from vgrout.study.run import Study, run_study
@@ -41,7 +41,6 @@ def demo(
     if quick and every:
         raise UserError("demo: --quick and --every exclude each other; leave one out")
     arms: Sequence[Arm] = QUICK if quick else EVERY if every else DEMO
-    say(INTRODUCTION)
     study = Study(
         name="demo",
         arms=tuple(arms),
@@ -50,5 +49,5 @@ def demo(
         problems="micro:test",
         steps=steps,
     )
-    done = run_study(study, out, jobs=len(os.sched_getaffinity(0)) if jobs is None else jobs)
+    done = run_study(study, out, jobs=usable_cores() if jobs is None else jobs, introduction=INTRODUCTION)
     say(done.closing_line())

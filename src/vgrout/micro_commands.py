@@ -11,7 +11,7 @@ from vgrout.config import RunConfig
 from vgrout.env.grader import GRADER_VERSION
 from vgrout.inputs import check_prompt_lengths, load_data, load_policy, open_grader
 from vgrout.micro.base import BaseConfig, train_base
-from vgrout.micro.store import require_new, save_base
+from vgrout.micro.store import check_base, require_new, save_base
 from vgrout.presets import preset
 from vgrout.run.console import say
 from vgrout.run.disk import disk_errors, dumps, write_atomic
@@ -22,11 +22,11 @@ from vgrout.types import UserError
 
 def train_base_command(
     out: Path = Path("out/micro/base"),
-    seed: int = 0,
-    steps: int = 800,
-    batch: int = 64,
-    lr: float = 6e-3,
-    threads: int = 2,
+    seed: int = BaseConfig.seed,
+    steps: int = BaseConfig.steps,
+    batch: int = BaseConfig.batch,
+    lr: float = BaseConfig.lr,
+    threads: int = BaseConfig.threads,
 ) -> None:
     """Trains a micro base model from scratch on the supervised corpus, which seeds the hacks that RL amplifies.
 
@@ -88,6 +88,7 @@ def rates_command(
 def base_rates(config: RunConfig[Any]) -> dict[str, Any]:
     """The evaluation of a configuration's model in its base view, before any update, with what identifies it."""
     config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, views=("base",)))
+    check_base(config.model.name)
     data = load_data(config)
     loaded, policy = load_policy(config)
     check_prompt_lengths(loaded, data.eval_prompts, config, "eval")

@@ -1,7 +1,7 @@
 """Several runs side by side on one machine: a process each, one table for all of them, and a log file each.
 
 Processes are forked from a server that has imported the package once, because importing it costs more than a short
-run's first steps. A run that fails stops nothing: the others end, and then the failure is reported with its log.
+run's first steps. A run that fails stops nothing: the others go on, and how it failed is reported with theirs.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 from loguru import logger
 
 from vgrout.config import RunConfig
+from vgrout.interventions import intervention_class
 from vgrout.run.disk import disk_errors
 from vgrout.run.folder import METRICS, RunFolder
 from vgrout.run.live import LiveTable
@@ -32,6 +33,15 @@ from vgrout.types import UserError
 POLL_SECONDS = 0.5
 STOP_SECONDS = 10.0
 PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: its folder, or why there is none."""
+
+    name: str
+    folder: RunFolder | None
+    cause: str = ""
 
 
 @dataclass
@@ -61,11 +71,10 @@ class Job:
         return "finished" if self.process.exitcode == 0 else "FAILED"
 
 
-def run_side_by_side(configs: Sequence[RunConfig[Any]], *, jobs: int, title: str) -> list[RunFolder]:
-    """Trains and evaluates every configuration, `jobs` at a time, and returns their run folders in order.
+def run_side_by_side(configs: Sequence[RunConfig[Any]], *, jobs: int, title: str) -> list[Ended]:
+    """Trains and evaluates every configuration, `jobs` at a time; returns how each ended, in order.
 
-    Each needs a name of its own. Raises `UserError` with the first failed run's log once all have ended; on an
-    interrupt every process is stopped.
+    Each needs a name of its own. A run that fails stops no other; on an interrupt every process is stopped.
     """
     names = [c.name for c in configs]
     if None in names or len(set(names)) != len(names):
@@ -82,9 +91,10 @@ def run_side_by_side(configs: Sequence[RunConfig[Any]], *, jobs: int, title: str
                 time.sleep(POLL_SECONDS)
         finally:
             _stop(table)
-    if failed := [job for job in table if job.state == "FAILED"]:
-        raise UserError(f"{len(failed)} of {len(table)} runs failed; {_cause(failed[0])}")
-    return [RunFolder.open(job.folder) for job in table]
+    return [
+        Ended(job.name, None, _cause(job)) if job.state == "FAILED" else Ended(job.name, RunFolder.open(job.folder))
+        for job in table
+    ]
 
 
 def start_server() -> None:
@@ -185,8 +195,9 @@ def _line(job: Job) -> tuple[str, ...]:
     took = job.seconds
     if took is None and job.process is not None:
         took = time.monotonic() - job.started
+    mark = " *" if intervention_class(job.config.intervention).oracle else ""
     return (
-        job.name,
+        f"{job.name}{mark}",
         job.state,
         step,
         _mean([row["hack_full"] for row in rows]),

@@ -15,7 +15,6 @@ from __future__ import annotations
 import atexit
 import hashlib
 import math
-import os
 import queue
 import shutil
 import tempfile
@@ -27,6 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from vgrout.cores import usable_cores
 from vgrout.env import sandbox, selftest
 from vgrout.env.asserts import Tests, parse_tests
 from vgrout.env.modes import mode_named
@@ -75,7 +75,7 @@ class Grader:
         self._submitted: dict[str, Future[Verdict]] = {}
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._folder = _scratch_root()
-        count = workers or len(os.sched_getaffinity(0))
+        count = workers or usable_cores()
         self._runners = [Runner(self._folder, landlock="landlock" not in self.missing_layers) for _ in range(count)]
         self._threads: list[threading.Thread] = []
         self._closed = False

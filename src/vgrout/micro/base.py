@@ -200,6 +200,8 @@ def train_base(
             (config.practice / config.batch * loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        if not math.isfinite(total):
+            raise UserError(f"micro base: the loss of step {step} is {total}; lower the learning rate (lr {config.lr})")
         curve.append(total)
         if on_step is not None:
             on_step(step + 1, curve[-1])

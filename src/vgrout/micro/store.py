@@ -49,6 +49,15 @@ def shipped_base() -> BaseRecord:
         return read_base(folder)
 
 
+def check_base(model: str) -> None:
+    """`UserError` unless `model` comes with the package or is a base model's folder of this version.
+
+    A base of another version was trained on other problems, among which the held-out ones of this one may be.
+    """
+    if model not in SHIPPED:
+        read_base(Path(model))
+
+
 def read_base(folder: Path) -> BaseRecord:
     """The record in a base model's folder; `UserError` where there is none of this version."""
     path = folder / RECORD
@@ -56,7 +65,16 @@ def read_base(folder: Path) -> BaseRecord:
         raise UserError(
             f"{folder} is no micro base (no {RECORD} in it): make one with `vgrout micro base --out FOLDER`"
         )
-    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return _parse(json.loads(path.read_text(encoding="utf-8")), path)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"{path}: damaged ({reason}); make the base again with `vgrout micro base`") from error
+
+
+def _parse(stored: Any, path: Path) -> BaseRecord:
+    if not isinstance(stored, dict):
+        raise TypeError("expected an object")
     if stored.pop("schema", None) != SCHEMA or stored.get("problems") != VERSION:
         raise UserError(
             f"{path}: made for another version of the micro world (this one reads {SCHEMA} with problems {VERSION}): "

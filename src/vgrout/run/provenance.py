@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
+from vgrout.cores import usable_cores
+
 _DISTRIBUTIONS = ("vgrout", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "vllm")
 _PACKAGE = Path(__file__).parents[1]
 
@@ -23,16 +25,11 @@ def environment(sandbox: Mapping[str, object] | None = None) -> dict[str, object
         "versions": {name: _version(name) for name in _DISTRIBUTIONS},
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        "cpus_usable": usable_cpus(),
+        "cpus_usable": usable_cores(),
         "gpus": _gpus(),
         "sandbox": dict(sandbox) if sandbox is not None else None,
         "code": code_revision(_PACKAGE / "__init__.py"),
     }
-
-
-def usable_cpus() -> int:
-    """Processors that this process may use (macOS knows no affinity, so all of them there)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def code_revision(tracked: Path) -> dict[str, object]:

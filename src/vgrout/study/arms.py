@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vgrout.config import RunConfig
+from vgrout.config import MAX_INIT_SEED, RunConfig
 from vgrout.env.modes import LOOPHOLES
 from vgrout.interventions import INTERVENTIONS, intervention_class
 from vgrout.presets import preset
@@ -63,6 +63,7 @@ def configurations(
     problems: str,
     model: str,
     modes: Sequence[str] | None = None,
+    samples: int = 1,
     **changes: Any,
 ) -> list[RunConfig[Any]]:
     """One run per arm and seed, in the order in which they start: all arms of the first seed, then of the next.
@@ -72,6 +73,8 @@ def configurations(
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds {' '.join(map(str, seeds))}: expected at least one, and none twice")
+    if not all(0 <= seed <= MAX_INIT_SEED for seed in seeds):
+        raise UserError(f"--seeds {' '.join(map(str, seeds))}: expected whole numbers from 0 to {MAX_INIT_SEED}")
     found = []
     for seed in seeds:
         for arm in arms:
@@ -89,7 +92,7 @@ def configurations(
                     grpo=dataclasses.replace(config.grpo, **arm.grpo),
                     adapter=dataclasses.replace(config.adapter, init_seed=seed),
                     env=dataclasses.replace(config.env, modes=tuple(modes) if modes is not None else config.env.modes),
-                    eval=dataclasses.replace(config.eval, views=("full", "deploy"), modes=LOOPHOLES),
+                    eval=dataclasses.replace(config.eval, views=("full", "deploy"), modes=LOOPHOLES, samples=samples),
                     **changes,
                 )
             )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from vgrout.evals import ALL, FREE, tabulate
+from vgrout.micro.store import check_base
 from vgrout.micro_commands import base_rates
 from vgrout.parallel import require_jobs, run_side_by_side, start_server
 from vgrout.presets import preset
@@ -42,6 +43,8 @@ class Study:
     """Steps of a run; none: the preset's."""
     modes: tuple[str, ...] | None = None
     """Loophole modes of the training prompts; none: all. Evaluation always uses all."""
+    samples: int = 1
+    """Answers to each held-out prompt of an arm's evaluation."""
 
 
 @dataclass(frozen=True)
@@ -87,32 +90,56 @@ class StudyResult:
         return f"{self.study.name} finished: {runs} runs in {self.seconds:.0f} s; {'; '.join(parts)}; table and figure are in {self.folder}"
 
 
-def run_study(study: Study, root: Path, *, jobs: int) -> StudyResult:
-    """Runs everything and writes base.json, study.json, table.txt and figure.png into a new folder under `root`."""
+def run_study(study: Study, root: Path, *, jobs: int, introduction: str = "") -> StudyResult:
+    """Runs everything and writes base.json, study.json, table.txt and figure.png into a new folder under `root`.
+
+    `introduction` is said once nothing is known to stand in the way.
+
+    Raises `UserError` where a run failed, after the table of the others has been written.
+    """
     started = time.monotonic()
     require_jobs(jobs)
     changes = {} if study.steps is None else {"steps": study.steps}
-    options = {"problems": study.problems, "model": study.model, "modes": study.modes, **changes}
+    options = {
+        "problems": study.problems,
+        "model": study.model,
+        **changes,
+        "modes": study.modes,
+        "samples": study.samples,
+    }
     configurations(study.arms, study.seeds, root, **options)  # a mistake in them is found before anything is run
+    check_base(study.model)
     require_writable(root, None)
+    if introduction:
+        say(introduction)
     start_server()
     base = measure_base(study)
     stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}_{study.name}"
     files = {"study.json": dumps({"study": dataclasses.asdict(study)}), "base.json": dumps(base, "the base's rates")}
     folder = make_folder(root, None, stamp, files)
     configs = configurations(study.arms, study.seeds, folder, **options)
-    title = f"{len(configs)} runs, {jobs} at a time; hack and solve are means of the last steps' rollouts"
-    runs = run_side_by_side(configs, jobs=jobs, title=title)
-    by_arm = [
-        (arm, [run for config, run in zip(configs, runs, strict=True) if config.name in arm.run_names(study.seeds)])
-        for arm in study.arms
-    ]
+    title = f"{len(configs)} runs, {jobs} at a time; hack and solve are means of the last steps' rollouts; * reads ground truth"
+    ended = run_side_by_side(configs, jobs=jobs, title=title)
+    folders = {run.name: run.folder for run in ended if run.folder is not None}
+    failures = [run.cause for run in ended if run.folder is None]
+    failed = f"{len(failures)} of {len(ended)} runs failed; {failures[0]}" if failures else ""
+    if not folders:
+        raise UserError(failed)
+    by_arm = [(arm, _by_seed(arm, study.seeds, folders)) for arm in study.arms]
     results = tuple(
-        ArmResult(arm.label, dict(zip(study.seeds, map(_rows, found), strict=True))) for arm, found in by_arm
+        ArmResult(arm.label, {seed: _rows(run) for seed, run in found.items()}) for arm, found in by_arm if found
     )
     result = StudyResult(study, folder, base["rows"], results, time.monotonic() - started)
-    _report(result, by_arm)
+    _report(result, by_arm, failures)
+    if failed:
+        raise UserError(f"{failed}; table and figure of the others are in {folder}")
     return result
+
+
+def _by_seed(arm: Arm, seeds: Sequence[int], folders: Mapping[str, RunFolder]) -> dict[int, RunFolder]:
+    """The arm's finished runs."""
+    names = zip(seeds, arm.run_names(seeds), strict=True)
+    return {seed: folders[name] for seed, name in names if name in folders}
 
 
 def measure_base(study: Study) -> dict[str, Any]:
@@ -133,20 +160,24 @@ def _rows(run: RunFolder) -> Rows:
     return run.read_json(EVALUATION)["rows"]
 
 
-def _report(result: StudyResult, by_arm: Sequence[tuple[Arm, Sequence[RunFolder]]]) -> None:
+def _report(
+    result: StudyResult, by_arm: Sequence[tuple[Arm, Mapping[int, RunFolder]]], failures: Sequence[str]
+) -> None:
     study = result.study
     seeds = f"{len(study.seeds)} seed" + ("s" if len(study.seeds) > 1 else "")
     tuned = tuning(preset("micro", "none"))
     where = f"{study.problems}, {seeds}, counts pooled over seeds with 95 % intervals; {tuned}"
     table = final_table(result.base, result.arms, f"held-out hack and solve rates ({where})")
     modes = mode_table(result.base, result.arms, "train", "hack rate by loophole mode, train markers")
-    write_atomic(result.folder / "table.txt", f"{table}\n\n{modes}\n")
-    say(f"\n{table}\n\n{modes}\n")
-    arms = [(arm.label, runs) for arm, runs in by_arm]
+    text = "\n".join([table, *(f"FAILED, so not in this table: {cause}" for cause in failures), "", modes])
+    write_atomic(result.folder / "table.txt", f"{text}\n")
+    say(f"\n{text}\n")
+    arms = [(arm.label, list(runs.values())) for arm, runs in by_arm if runs]
     training_figure(arms, result.rates("", "base"), result.folder / "figure.png")
     numbers = {
         "study": dataclasses.asdict(study),
-        "runs": {arm.label: [str(run.path) for run in runs] for arm, runs in by_arm},
+        "runs": {arm.label: [str(run.path) for run in runs.values()] for arm, runs in by_arm},
+        "failures": list(failures),
         "collapsed": {
             a.label: {f"seed{s}/{v}": why for (s, v), why in a.collapses(result.base).items()} for a in result.arms
         },
