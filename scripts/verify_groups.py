@@ -1,7 +1,7 @@
 """Samplers and groups: rows are shared out exactly, under the right weights, and teacher rows know no labels.
 
 Invariants
-- a row is sampled inside its own view's merged weights; its text is the completion without the end token; its draws
+- a row is sampled with its own view's weights, whatever the views of the rows beside it; its text is the completion without the end token; its draws
   depend on seed, step and rollout id;
 - every group has exactly G rows; teacher and deploy counts round half up for a whole table; order, ids and on_finish are
   right;
@@ -11,17 +11,21 @@ Invariants
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import tempfile
 from collections import Counter
-from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from unittest import mock
 
+import torch
 from transformers import PreTrainedModel
 
 from _gate import Gate, shared_folder
-from _tiny import prompt, refused, tiny
+from _tiny import prompt, refused, stops, tiny
+from vgrout.adapter import Adapter, AdapterConfig, attach
 from vgrout.models import decode_text, render_prompt
 from vgrout.rollout import GroupPlan, GroupSampler, HFSampler, NoAdapter, PoolSampler, Request, SamplingParams
 from vgrout.types import Group, View
@@ -29,52 +33,58 @@ from vgrout.types import Group, View
 gate = Gate(__doc__)
 
 
-class Shifted:
-    """Stands for an adapter: each view has other weights."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.weight, self.inside = model.get_parameter("model.embed_tokens.weight"), []
-
-    @contextmanager
-    def merged(self, view: View):
-        kept, self.weight.data = self.weight.data, self.weight.data.roll({"base": 0, "full": 1, "deploy": 2}[view], 0)
-        self.inside.append(view)
-        try:
-            yield
-        finally:
-            self.weight.data = kept
+@cache
+def adapted() -> tuple[PreTrainedModel, Adapter]:
+    """A model whose views differ: both blocks have moved."""
+    model = copy.deepcopy(tiny().model)
+    adapter = attach(model, AdapterConfig(rank=4))
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter += 0.3 * parameter.std() * torch.randn(parameter.shape, generator=generator)
+    return model, adapter
 
 
-@gate.invariant("a row is sampled inside its own view's weights, and its text is the completion without end token")
+@gate.invariant("a row is sampled with its own view's weights, and its text is the completion without end token")
 def _():
-    model, tokenizer = tiny().model, tiny().tokenizer
-    params, finished, adapter = SamplingParams(24), [], Shifted(model)
-    views: list[View] = ["deploy", "full", "full", "base", "deploy"]
-    requests = [Request(prompt(text=f"Task {i % 2}"), view, f"4/0/{i}") for i, view in enumerate(views)]
-    rows = HFSampler(model, tokenizer, adapter, params, 9).sample(requests, 4, finished.append)
-    assert adapter.inside == ["full", "deploy", "base"], "one merge for each view"
-    assert (
-        sorted(row.id for row in finished) == [row.id for row in rows] == [request.rollout_id for request in requests]
+    (model, adapter), tokenizer = adapted(), tiny().tokenizer
+    params, finished = SamplingParams(40), []
+    views: list[View] = ["deploy", "full", "full", "base", "deploy", "full"] * 8
+    requests = [Request(prompt(text=f"Task {i % 5}"), view, f"4/0/{i}") for i, view in enumerate(views)]
+    with mock.patch("vgrout.rollout.hf.stop_ids", lambda model, tokenizer: stops(model)):
+        together, thin = (HFSampler(model, tokenizer, adapter, params, 9, max_rows=most) for most in (None, 7))
+        one_view = HFSampler(model, tokenizer, NoAdapter(), params, 9)
+    rows = together.sample(requests, 4, finished.append)
+    assert sorted(row.id for row in finished) == sorted(row.id for row in rows)
+    assert [row.id for row in rows] == [request.rollout_id for request in requests]
+    assert len({len(row.completion_ids) for row in rows}) > 5, "rows must end at different lengths"
+    gap, other_views = 0.0, 0
+    for view in ("deploy", "full", "base"):
+        with adapter.merged(view):
+            alone = one_view.sample(requests, 4)
+        for request, row, same in zip(requests, rows, alone, strict=True):
+            if request.view != view:
+                other_views += row.completion_ids == same.completion_ids
+                continue
+            assert same.completion_ids == row.completion_ids and row.view == view and row.source == "student"
+            gap = max(gap, *(abs(a - b) for a, b in zip(row.sampler_logps, same.sampler_logps, strict=True)))
+            assert row.prompt_ids == tuple(render_prompt(tokenizer, request.prompt.messages))
+    assert gap < 1e-3 and other_views < len(rows) / 2, (gap, other_views)
+    assert [row.completion_ids for row in thin.sample(requests, 4)] == [row.completion_ids for row in rows], (
+        "batches of 7 rows"
     )
-    for request, row in zip(requests, rows):
-        with Shifted(model).merged(request.view):
-            alone = HFSampler(model, tokenizer, NoAdapter(), params, 9).sample([request], 4)[0]
-        assert alone.completion_ids == row.completion_ids, (alone, row)
-        assert row.view == request.view and row.source == "student"
-        assert len(row.sampler_logps) == len(row.completion_ids)
-        assert row.prompt_ids == tuple(render_prompt(tokenizer, request.prompt.messages))
     for seed, step in ((10, 4), (9, 5)):
         other = HFSampler(model, tokenizer, adapter, params, seed).sample(requests, step)
         assert all(a.completion_ids != b.completion_ids for a, b in zip(rows, other)), "seed and step must matter"
     ends = [Request(prompt(), "full", f"0/0/{i}") for i in range(300)]
-    rows = HFSampler(model, tokenizer, adapter, SamplingParams(40), 0).sample(ends, 0)
+    rows = HFSampler(tiny().model, tokenizer, NoAdapter(), SamplingParams(40), 0).sample(ends, 0)
     for row in rows:
         assert row.finished == (row.completion_ids[-1] == tokenizer.eos_token_id)
         answer = row.completion_ids[:-1] if row.finished else row.completion_ids
         assert row.text == decode_text(tokenizer, answer) and tokenizer.eos_token not in row.text
     ended = sum(row.finished for row in rows)
     assert 0 < ended < len(rows), ended
-    return f"{ended} of {len(rows)} rows ended by themselves"
+    return f"three views in one batch within {gap:.1e} nats of one view at a time; {ended} of {len(rows)} rows ended by themselves"
 
 
 TRIPLES = [("p", mode, f"x = {i}") for i in range(3) for mode in ("sentinel", "run_tests")]

@@ -95,7 +95,7 @@ def _():
         changed = [a for a, b in pairs if a.ids != b.ids]
         assert not changed, f"{len(changed)} of {len(pairs)} rows changed"
         tokens += sum(len(a.ids) for a, _ in pairs)
-    assert sorted(row for part in batches(prompts, 7) for row in part) == seeds
+    assert sorted(row for part in batches([(tuple(p), "full") for p in prompts], 7) for row in part) == seeds
     return f"{tokens} tokens compared, 0 rows changed"
 
 

@@ -8,7 +8,7 @@ nest. A view and a route each say what the whole forward is, so the inner one ac
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -67,6 +67,8 @@ class AdapterState:
     masks: ForwardMasks | None = None
     """Of the current route. Views put None here: without a route the forward never looks at it twice."""
     merged: View | None = None
+    shares: tuple[Float[Tensor, "R 1 1"], ...] = ()
+    """For each view beside the merged one: 1 for the batch rows that are in it, 0 for the others."""
     recorder: Recorder | None = None
 
 
@@ -91,6 +93,8 @@ class AdaptedLinear(nn.Module, ABC):
         host = linear.weight.detach().to("cpu", copy=True)
         self.pristine = host.pin_memory() if linear.weight.is_cuda else host
         """Host copy of the original weight: every merge and restore starts from it, never from a rounded result."""
+        self.differences: tuple[tuple[Tensor, Tensor], ...] = ()
+        """Factors (A, B) that lead from the merged view to each view of `AdapterState.shares`."""
 
     @abstractmethod
     def trainables(self) -> list[Trainable]: ...
@@ -98,6 +102,10 @@ class AdaptedLinear(nn.Module, ABC):
     @abstractmethod
     def delta(self, view: View) -> Float[Tensor, "o i"]:
         """Net change of the weight in this view, fp32; exactly 0 for `base`."""
+
+    @abstractmethod
+    def difference(self, view: View, merged: View) -> tuple[Float[Tensor, "k i"], Float[Tensor, "o k"]]:
+        """(A, B) with B A = delta(view) - delta(merged), in the weight's dtype."""
 
     @abstractmethod
     def training_weight(self, pristine: Float[Tensor, "o i"]) -> Float[Tensor, "o i"]:
@@ -171,12 +179,41 @@ class Adapter:
         """
         if self.state.masks is not None:
             raise ValueError(f"adapter: cannot merge {view!r} under a route, which has no weights of its own")
+        if self.modules[0].differences:
+            raise ValueError(f"adapter: cannot merge {view!r} for all rows while they are merged row by row")
         before = self.state.merged
         try:
             self._load(view)
             yield
         finally:
             self._load(before)
+
+    @contextmanager
+    def merged_rows(self, views: Sequence[View]) -> Generator[Callable[[Sequence[View]], None]]:
+        """Like `merged`, for batches whose rows are in different views; `views` are those that occur, the first is merged.
+
+        Yields `select`, which says which view each row of the following batches is in. A row of another view than the
+        merged one pays two thin products; a second pass over the batch would cost far more.
+        """
+        first, *others = dict.fromkeys(views)
+
+        def select(rows: Sequence[View]) -> None:
+            if unknown := set(rows) - {first, *others}:
+                raise ValueError(f"adapter: rows in view {', '.join(sorted(unknown))}, merged for {first}, {others}")
+            of = self.modules[0].weight
+            self.state.shares = tuple(
+                torch.tensor([float(row == view) for row in rows], dtype=of.dtype, device=of.device)[:, None, None]
+                for view in others
+            )
+
+        with self.merged(first), self._holding(shares=()):
+            try:
+                for module in self.modules:
+                    module.differences = tuple(module.difference(view, first) for view in others)
+                yield select
+            finally:
+                for module in self.modules:
+                    module.differences = ()
 
     @contextmanager
     def _holding(self, **values: Any) -> Generator[None]:

@@ -35,6 +35,10 @@ _SEED_STRIDE = 100_003
 """Seeds of the modules' init: `init_seed * stride + module index`, so that neighbouring seeds share no module."""
 
 
+ACTS: dict[View, tuple[str, ...]] = {"full": BLOCKS, "deploy": BLOCKS[:1], "base": ()}
+"""The blocks that are not reset in a view."""
+
+
 class _Branch(torch.autograd.Function):
     """B (A x) whose parameter gradients leave through a recorder, rollout by rollout, in the one backward pass.
 
@@ -148,12 +152,25 @@ class Lora2rLinear(AdaptedLinear):
         A, B = self.factors(view)
         return B @ A - self.B0 @ self.A0
 
+    @torch.no_grad()
+    def difference(self, view: View, merged: View) -> tuple[Float[Tensor, "k i"], Float[Tensor, "o k"]]:
+        A, B = [], []
+        for block in BLOCKS:
+            sign = (block in ACTS[view]) - (block in ACTS[merged])
+            if sign:
+                k = self.block_columns(block)
+                A += [self.A[k], self.A0[k]]
+                B += [sign * self.B[:, k], -sign * self.B0[:, k]]
+        return torch.cat(A).to(self.weight.dtype), torch.cat(B, dim=1).to(self.weight.dtype)
+
     def training_weight(self, pristine: Float[Tensor, "o i"]) -> Float[Tensor, "o i"]:
         return pristine.float() - self.B0 @ self.A0 if self.fold else pristine
 
     def forward(self, x: Float[Tensor, "*R i"]) -> Float[Tensor, "*R o"]:
         y = F.linear(x, self.weight, self.bias)
         if self.state.merged is not None:
+            for (A, B), share in zip(self.differences, self.state.shares, strict=True):
+                y = y + F.linear(F.linear(x, A) * share, B)
             return y
         if self.state.masks is not None:
             return y + self._masked_branch(x, self.state.masks)

@@ -20,7 +20,7 @@ from vgrout.rollout.attention import grouped_attention
 from vgrout.rollout.base import Progress, SamplingParams
 from vgrout.rollout.cache import RowCache, closed_up
 from vgrout.rollout.draw import draw, uniform_draws
-from vgrout.types import UserError
+from vgrout.types import UserError, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +41,24 @@ def decode(
     params: SamplingParams,
     stop: frozenset[int],
     *,
+    views: Sequence[View] | None = None,
+    select: Callable[[Sequence[View]], None] | None = None,
     max_rows: int | None = None,
     on_finish: Callable[[int, Completion], None] | None = None,
     progress: Progress | None = None,
 ) -> list[Completion]:
-    """Sample one completion for each prompt (token ids); equal prompts share their prefill.
+    """Sample one completion for each prompt (token ids); equal prompts in the same view share their prefill.
 
-    `seeds[i]` alone decides the draws of row i. At most `max_rows` rows are decoded together (None: all). `on_finish`
+    `views[i]` is the view of row i, and `select` is told the views of a batch's rows before they are run (None: the model
+    is the same for all). `seeds[i]` alone decides the draws of row i. At most `max_rows` rows are decoded together (None: all). `on_finish`
     is called with (row, completion) when a row ends. Raises UserError where prompt + max_new exceed the model's
     positions or the cache does not fit into the device's memory.
     """
     check_positions(model, max(map(len, prompts), default=0), params.max_new)
     done: dict[int, Completion] = {}
+    of_rows: Sequence[View] = ["full"] * len(prompts) if views is None else views
+    keys: list[Key] = [(tuple(prompt), view) for prompt, view in zip(prompts, of_rows, strict=True)]
+    choose = select or _no_choice
 
     def finish(row: int, completion: Completion) -> None:
         done[row] = completion
@@ -68,9 +74,9 @@ def decode(
             progress(sampled, alive)
 
     with _eval_mode(model), grouped_attention(model):
-        for rows in batches(prompts, max_rows):
+        for rows in batches(keys, max_rows):
             try:
-                _decode_batch(model, rows, prompts, seeds, params, stop, finish, advance)
+                _decode_batch(model, rows, keys, choose, seeds, params, stop, finish, advance)
             except torch.cuda.OutOfMemoryError as error:
                 raise UserError(
                     f"decoding {len(rows)} rows of up to {params.max_new} new tokens does not fit into the memory of "
@@ -79,9 +85,17 @@ def decode(
     return [done[row] for row in range(len(prompts))]
 
 
-def batches(prompts: Sequence[Sequence[int]], max_rows: int | None) -> list[list[int]]:
+Key = tuple[tuple[int, ...], View]
+"""A row's prompt and its view: what its prefill depends on."""
+
+
+def _no_choice(views: Sequence[View]) -> None:
+    """For models that are the same in every view."""
+
+
+def batches(keys: Sequence[Key], max_rows: int | None) -> list[list[int]]:
     """Rows that are decoded together: all, or at most `max_rows`, with equal prompts and similar lengths adjacent."""
-    rows = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), tuple(prompts[row]), row))
+    rows = sorted(range(len(keys)), key=lambda row: (len(keys[row][0]), *keys[row], row))
     size = max_rows or max(len(rows), 1)
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
@@ -90,15 +104,16 @@ def batches(prompts: Sequence[Sequence[int]], max_rows: int | None) -> list[list
 def _decode_batch(
     model: PreTrainedModel,
     rows: list[int],
-    prompts: Sequence[Sequence[int]],
+    keys: Sequence[Key],
+    choose: Callable[[Sequence[View]], None],
     seeds: Sequence[int],
     params: SamplingParams,
     stop: frozenset[int],
     finish: Callable[[int, Completion], None],
     advance: Callable[[int, int], None],
 ) -> None:
-    """Decode `rows` (indices into prompts) to their ends; `advance` hears (new tokens, rows alive) after each step."""
-    cache, logits, mask, positions = _prefill(model, [prompts[row] for row in rows], params.max_new)
+    """Decode `rows` (indices into keys) to their ends; `advance` hears (new tokens, rows alive) after each step."""
+    cache, logits, mask, positions = _prefill(model, [keys[row] for row in rows], choose, params.max_new)
     width = mask.shape[1] - params.max_new
     uniforms = uniform_draws([seeds[row] for row in rows], params.max_new).to(model.device)
     ids: dict[int, list[int]] = {row: [] for row in rows}
@@ -124,6 +139,7 @@ def _decode_batch(
             cache.keep(order, model.device)
             index = torch.tensor(order, device=model.device)
             slots = [slots[slot] for slot in order]
+            choose([keys[row][1] for row in slots])
             tokens, uniforms, mask, positions = (state[index] for state in (tokens, uniforms, mask, positions))
         logits = model(
             input_ids=tokens[:, None],
@@ -136,14 +152,18 @@ def _decode_batch(
 
 
 def _prefill(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new: int
+    model: PreTrainedModel, keys: Sequence[Key], choose: Callable[[Sequence[View]], None], max_new: int
 ) -> tuple[RowCache, Float[Tensor, "R V"], Int[Tensor, "R L"], Int[Tensor, " R"]]:
-    """Run each distinct prompt once; returns cache, last logits, mask (room for max_new) and next positions by row."""
-    distinct = {prompt: index for index, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    lengths = torch.tensor([len(prompt) for prompt in distinct])
+    """Run each distinct key once; returns cache, last logits, mask (room for max_new) and next positions by row.
+
+    Afterwards the views chosen are those of the rows.
+    """
+    distinct = {key: index for index, key in enumerate(dict.fromkeys(keys))}
+    lengths = torch.tensor([len(prompt) for prompt, _ in distinct])
+    choose([view for _, view in distinct])
     width = int(lengths.max())
     # What stands in the padding is masked everywhere; id 0 exists in every vocabulary.
-    padded = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in distinct]).to(model.device)
+    padded = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt, _ in distinct]).to(model.device)
     mask = (torch.arange(width + max_new) >= (width - lengths)[:, None]).long().to(model.device)
     positions = (mask[:, :width].cumsum(-1) - 1).clamp(min=0)
     cache = RowCache(model)
@@ -155,7 +175,8 @@ def _prefill(
         use_cache=True,
         logits_to_keep=1,
     ).logits[:, -1]
-    owner = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=model.device)
+    owner = torch.tensor([distinct[key] for key in keys], device=model.device)
+    choose([view for _, view in keys])
     cache.repeat(owner, capacity=width + max_new)
     return cache, logits[owner], mask[owner], lengths.to(model.device)[owner]
 

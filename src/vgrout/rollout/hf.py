@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol, get_args, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,21 +19,21 @@ from vgrout.types import Prompt, Rollout, View
 class Mergeable(Protocol):
     """What the sampler needs of an adapter."""
 
-    def merged(self, view: View) -> AbstractContextManager[object]:
-        """Inside, the wrapped model is a plain one whose weights are those of `view`."""
+    def merged_rows(self, views: Sequence[View]) -> AbstractContextManager[Callable[[Sequence[View]], None]]:
+        """Inside, each row of a batch meets the weights of its own view, as the function that is yielded was told."""
         ...
 
 
 class NoAdapter:
     """Stands for the base model alone: every view is the model as it is."""
 
-    def merged(self, view: View) -> AbstractContextManager[object]:
+    def merged_rows(self, views: Sequence[View]) -> AbstractContextManager[Callable[[Sequence[View]], None]]:
         """Nothing to merge."""
-        return nullcontext()
+        return nullcontext(lambda views: None)
 
 
 class HFSampler:
-    """Samples all requests of one view in one batch (or batches of `max_rows`) from a transformers model."""
+    """Samples all requests, whatever their views, in one batch (or batches of `max_rows`) from a transformers model."""
 
     def __init__(
         self,
@@ -53,37 +54,30 @@ class HFSampler:
     def sample(self, requests: Sequence[Request], step: int, on_finish: OnFinish | None = None) -> list[Rollout]:
         """One rollout per request, in their order; `on_finish` sees each as soon as its last token is drawn."""
         rendered = {prompt: tuple(render_prompt(self.tokenizer, prompt.messages)) for prompt in _distinct(requests)}
-        done: dict[int, Rollout] = {}
-        tokens = 0
-        for view in get_args(View):
-            rows = [row for row, request in enumerate(requests) if request.view == view]
-            if not rows:
-                continue
+        rollouts: dict[int, Rollout] = {}
+        if not requests:
+            return []
 
-            def finish(index: int, completion: Completion, rows: list[int] = rows) -> None:
-                request = requests[rows[index]]
-                rollout = self._rollout(request, rendered[request.prompt], completion)
-                done[rows[index]] = rollout
-                if on_finish is not None:
-                    on_finish(rollout)
+        def finish(row: int, completion: Completion) -> None:
+            rollouts[row] = self._rollout(requests[row], rendered[requests[row].prompt], completion)
+            if on_finish is not None:
+                on_finish(rollouts[row])
 
-            def report(sampled: int, alive: int, before: int = tokens) -> None:
-                if self.progress is not None:
-                    self.progress(before + sampled, alive)
-
-            with self.adapter.merged(view):
-                completions = decode(
-                    self.model,
-                    [rendered[requests[row].prompt] for row in rows],
-                    [seed_from(self.seed, step, requests[row].rollout_id) for row in rows],
-                    self.params,
-                    self._stop,
-                    max_rows=self.max_rows,
-                    on_finish=finish,
-                    progress=report,
-                )
-            tokens += sum(len(completion.ids) for completion in completions)
-        return [done[row] for row in range(len(requests))]
+        views = [request.view for request in requests]
+        with self.adapter.merged_rows([view for view, _ in Counter(views).most_common()]) as select:
+            decode(
+                self.model,
+                [rendered[request.prompt] for request in requests],
+                [seed_from(self.seed, step, request.rollout_id) for request in requests],
+                self.params,
+                self._stop,
+                views=views,
+                select=select,
+                max_rows=self.max_rows,
+                on_finish=finish,
+                progress=self.progress,
+            )
+        return [rollouts[row] for row in range(len(requests))]
 
     def _rollout(self, request: Request, prompt_ids: tuple[int, ...], completion: Completion) -> Rollout:
         answer = completion.ids[:-1] if completion.finished else completion.ids
