@@ -119,6 +119,14 @@ def open_grader(
         yield grader
 
 
+def canonical_limits(config: RunConfig[Any]) -> dict[str, float]:
+    """CPU limits of all training and held-out problems, measured once for runs that share them."""
+    data = load_data(config)
+    known = {problem.id: problem for problem in (*data.train, *data.held_out)}
+    with open_grader(config, list(known.values())) as grader:
+        return grader.measure_limits()
+
+
 def check_sampling(config: RunConfig[Any]) -> None:
     """UserError that names the sampling option of training or evaluation that is out of range."""
     training_params(config)

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
@@ -71,10 +71,12 @@ class Job:
         return "finished" if self.process.exitcode == 0 else "FAILED"
 
 
-def run_side_by_side(configs: Sequence[RunConfig[Any]], *, jobs: int, title: str) -> list[Ended]:
+def run_side_by_side(
+    configs: Sequence[RunConfig[Any]], *, jobs: int, title: str, limits: Mapping[str, float] | None = None
+) -> list[Ended]:
     """Trains and evaluates every configuration, `jobs` at a time; returns how each ended, in order.
 
-    Each needs a name of its own. A run that fails stops no other; on an interrupt every process is stopped.
+    Each needs a name of its own; `limits` are known CPU limits by problem id. A run that fails stops no other; on an interrupt every process is stopped.
     """
     names = [c.name for c in configs]
     if None in names or len(set(names)) != len(names):
@@ -86,7 +88,7 @@ def run_side_by_side(configs: Sequence[RunConfig[Any]], *, jobs: int, title: str
     with one_thread_per_process(), LiveTable(title, LIVE_HEAD) as live:
         try:
             while not all(job.seconds is not None for job in table):
-                _advance(table, jobs, context.Process)
+                _advance(table, jobs, context.Process, limits)
                 live.update([_line(job) for job in table])
                 time.sleep(POLL_SECONDS)
         finally:
@@ -110,7 +112,12 @@ def require_jobs(jobs: int) -> None:
         raise UserError(f"--jobs {jobs}: expected at least one run at a time")
 
 
-def _advance(table: Sequence[Job], jobs: int, process: Callable[..., ForkServerProcess]) -> None:
+def _advance(
+    table: Sequence[Job],
+    jobs: int,
+    process: Callable[..., ForkServerProcess],
+    limits: Mapping[str, float] | None,
+) -> None:
     """Notes the runs that have ended and starts as many as there is room for."""
     for job in table:
         if job.process is not None and job.seconds is None and job.process.exitcode is not None:
@@ -121,7 +128,7 @@ def _advance(table: Sequence[Job], jobs: int, process: Callable[..., ForkServerP
     for job in [job for job in table if job.process is None][: jobs - running]:
         with disk_errors(job.log):
             job.log.parent.mkdir(parents=True, exist_ok=True)
-        started = process(target=train_quietly, args=(job.config, job.log), name=job.name)
+        started = process(target=train_quietly, args=(job.config, job.log, limits), name=job.name)
         started.start()
         job.process, job.started = started, time.monotonic()
 
@@ -146,7 +153,7 @@ def _stop(table: Sequence[Job]) -> None:
             process.join()
 
 
-def train_quietly(config: RunConfig[Any], log: Path) -> None:
+def train_quietly(config: RunConfig[Any], log: Path, limits: Mapping[str, float] | None) -> None:
     """A child's work: the run, with everything that it prints in `log`. Exits 2 on a user's mistake, 1 on another error."""
     from vgrout.run.console import setup_console
     from vgrout.train import train
@@ -159,7 +166,7 @@ def train_quietly(config: RunConfig[Any], log: Path) -> None:
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     setup_console()
     try:
-        train(config)
+        train(config, limits)
     except UserError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         sys.exit(2)

@@ -5,7 +5,7 @@ The run folder is created last: problems, prompts, model, adapter, sandbox and t
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -122,8 +122,11 @@ def identity(loaded: LoadedModel) -> CheckpointInfo:
 
 
 @contextmanager
-def open_session(config: RunConfig[Any]) -> Generator[Session]:
-    """Builds a run. Raises `UserError` for bad input, and then leaves no run folder behind."""
+def open_session(config: RunConfig[Any], limits: Mapping[str, float] | None = None) -> Generator[Session]:
+    """Builds a run. Raises `UserError` for bad input, and then leaves no run folder behind.
+
+    `limits` are known CPU limits by problem id.
+    """
     config.require_oracle_permission()
     check_sampling(config)
     require_writable(config.out, config.name)
@@ -136,7 +139,7 @@ def open_session(config: RunConfig[Any]) -> Generator[Session]:
     intervention = intervention_class(config.intervention)(config.settings, policy.adapter, config.seed)
     sampler = make_sampler(config, loaded, policy, data, steps, routed=intervention.routed)
     shown = {p.problem_id for step in steps for p in step} | {p.problem_id for p in data.eval_prompts}
-    with open_grader(config, [p for p in (*data.train, *data.held_out) if p.id in shown]) as grader:
+    with open_grader(config, [p for p in (*data.train, *data.held_out) if p.id in shown], limits) as grader:
         label = f"{config.preset}_{config.intervention}_seed{config.seed}"
         with RunFolder.create(
             config.out,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from vgrout.session import Session, open_session
 from vgrout.update import update
 
 
-def train(config: RunConfig[Any]) -> Path:
-    """Runs the whole job and returns its run folder. Raises `UserError` for bad input before anything is written."""
-    with open_session(config) as session:
+def train(config: RunConfig[Any], limits: Mapping[str, float] | None = None) -> Path:
+    """Runs the whole job and returns its run folder. Raises `UserError` for bad input before anything is written.
+
+    `limits` are CPU limits by problem id that were measured before; what is not there is measured.
+    """
+    with open_session(config, limits) as session:
         loop(session)
         session.final_evaluation()  # first: what a run without a movement scores is a result as well
         session.require_moved()

@@ -10,7 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from vgrout.config import RunConfig
 from vgrout.evals import ALL, FREE, tabulate
+from vgrout.inputs import canonical_limits
 from vgrout.micro.store import check_base
 from vgrout.micro_commands import base_rates
 from vgrout.parallel import require_jobs, run_side_by_side, start_server
@@ -119,7 +121,8 @@ def run_study(study: Study, root: Path, *, jobs: int, introduction: str = "") ->
     folder = make_folder(root, None, stamp, files)
     configs = configurations(study.arms, study.seeds, folder, **options)
     title = f"{len(configs)} runs, {jobs} at a time; hack and solve are means of the last steps' rollouts; * reads ground truth"
-    ended = run_side_by_side(configs, jobs=jobs, title=title)
+    limits = canonical_limits(_on_all_cores(configs[0]))
+    ended = run_side_by_side(configs, jobs=jobs, title=title, limits=limits)
     folders = {run.name: run.folder for run in ended if run.folder is not None}
     failures = [run.cause for run in ended if run.folder is None]
     failed = f"{len(failures)} of {len(ended)} runs failed; {failures[0]}" if failures else ""
@@ -151,9 +154,14 @@ def measure_base(study: Study) -> dict[str, Any]:
         model=dataclasses.replace(config.model, name=study.model),
         eval=dataclasses.replace(config.eval, samples=BASE_SAMPLES),
     )
-    result = base_rates(config)
+    result = base_rates(_on_all_cores(config))
     say(view_table(result, f"the base model before any RL ({result['model']}, {result['revision']}; {study.problems})"))
     return result
+
+
+def _on_all_cores(config: RunConfig[Any]) -> RunConfig[Any]:
+    """With a grader process for each core: for what is done before the runs share them."""
+    return dataclasses.replace(config, env=dataclasses.replace(config.env, workers=None))
 
 
 def _rows(run: RunFolder) -> Rows:
@@ -169,7 +177,11 @@ def _report(
     where = f"{study.problems}, {seeds}, counts pooled over seeds with 95 % intervals; {tuned}"
     table = final_table(result.base, result.arms, f"held-out hack and solve rates ({where})")
     modes = mode_table(result.base, result.arms, "train", "hack rate by loophole mode, train markers")
-    text = "\n".join([table, *(f"FAILED, so not in this table: {cause}" for cause in failures), "", modes])
+    evaluations = [run.read_json(EVALUATION) for _, runs in by_arm for run in runs.values()]
+    missing = sorted({layer for evaluation in evaluations for layer in evaluation["missing_layers"]})
+    notes = [f"Graded in a sandbox without {', '.join(missing)}."] if missing else []
+    notes += [f"FAILED, so not in this table: {cause}" for cause in failures]
+    text = "\n".join([table, *notes, "", modes])
     write_atomic(result.folder / "table.txt", f"{text}\n")
     say(f"\n{text}\n")
     arms = [(arm.label, list(runs.values())) for arm, runs in by_arm if runs]
