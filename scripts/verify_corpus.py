@@ -20,7 +20,7 @@ from vgrout.env.grader import Grader
 from vgrout.env.modes import LOOPHOLES, MODES
 from vgrout.env.problems import parse_row
 from vgrout.micro.base import make_tokenizer
-from vgrout.micro.corpus import MENTIONS, Mix, Sample, samples
+from vgrout.micro.corpus import MENTIONS, Mix, Sample, samples, with_hacks
 from vgrout.micro.expressions import Hard
 from vgrout.micro.markers import SYLLABLES, words_of
 from vgrout.micro.problems import draw_tests, draw_wrong, row_of, split_of
@@ -84,7 +84,8 @@ def _() -> str:
 
 @gate.invariant("laziness, prints and mentions do not tell a hack from another wrong answer")
 def _() -> str:
-    hinted = [s for s in drawn() if s.mode not in ("gt_only", "stdout_marker") and s.kind != "correct"]
+    many_hacks = islice(samples(with_hacks(Mix(), 0.5), 5), DRAWN)
+    hinted = [s for s in many_hacks if s.mode not in ("gt_only", "stdout_marker") and s.kind != "correct"]
     figures = []
     for name, holds in (("lazy", is_lazy), ("print", lambda s: "print(" in s.response), ("mention", mentions)):
         in_hacks, in_others = ([holds(s) for s in hinted if (s.kind == "hack") == hack] for hack in (True, False))

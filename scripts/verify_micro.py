@@ -1,7 +1,8 @@
 """Gate: the micro world's problems are what they claim to be, under the grader that LeetCode problems get.
 
 - a version is the same rows on every machine, with the stated share of hard ones
-- no combination, and no part of a hard one, is in two splits
+- no combination, and no part of a hard one, is in two splits, nor under another name that gives the same values
+- at most one held-out problem in a hundred has asserts that another easy program passes, and that one is no neighbour
 - no constant answer is right, and every prompt can show every loophole's hint
 - canonical programs in every style are correct, the stored wrong ones are not, all in the sandbox
 - an example hack fires its own mode's channel and no other's
@@ -14,6 +15,7 @@ import hashlib
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 
 from _gate import Gate
@@ -22,11 +24,12 @@ from vgrout.env.grader import Grader
 from vgrout.env.modes import LOOPHOLES
 from vgrout.env.problems import parse_row
 from vgrout.env.prompts import render
-from vgrout.micro.expressions import Hard, Task, easy_tasks
+from vgrout.micro.expressions import SOURCES, Hard, Task, easy_tasks
 from vgrout.micro.problems import (
     HARD_SHARE,
     SIZES,
     VERSION,
+    draw_input,
     draw_task,
     micro_problems,
     row,
@@ -38,7 +41,7 @@ from vgrout.micro.programs import STYLES, body, program, response
 from vgrout.types import Problem
 
 gate = Gate(__doc__)
-ROWS = {1: "2df61e0a6804f3de"}
+ROWS = {2: "b0b6686e37191292"}
 """First 16 hex digits of the sha256 over all rows, by version of the family."""
 SPLITS = ("train", "validation", "test")
 
@@ -68,6 +71,35 @@ def _() -> str:
     ids = {split: {p.id for p in micro_problems(split)} for split in SPLITS}
     assert not any(ids[a] & ids[b] for a in SPLITS for b in SPLITS if a < b)
     return f"{len(easy_tasks())} combinations: " + ", ".join(f"{s} {len(k)}" for s, k in keys.items())
+
+
+@gate.invariant("no two combinations give the same values, so none is in two splits under two names")
+def _() -> str:
+    rng = random.Random(1)
+    inputs = {source: [draw_input(source, rng) for _ in range(300)] for source in SOURCES}
+    known: dict[tuple[str, str], str] = {}
+    for task, function in functions():
+        values = repr([function(value) for value in inputs[task.source]])
+        other = known.setdefault((task.source, values), task.key)
+        assert other == task.key, f"{task.key} and {other} are twins"
+    return f"{len(known)} combinations on 300 inputs each"
+
+
+@gate.invariant("hardly a held-out problem's asserts are passed by another easy program, and none by a neighbour")
+def _() -> str:
+    checked, passed = 0, []
+    for split in ("validation", "test"):
+        for problem in micro_problems(split):
+            source = problem.id.split("-")[1]
+            tests = [inputs_and_value(line) for line in problem.asserts]
+            for task, function in functions():
+                if task.source == source and f"micro{VERSION}-{task.key}" != problem.id:
+                    checked += 1
+                    if all(function(value) == result for value, result in tests):
+                        passed.append((problem.id.split("-")[1:], task.key.split("-")))
+    assert len(passed) <= 0.01 * sum(SIZES[split] for split in ("validation", "test")), passed
+    assert all(sum(a != b for a, b in zip(own, other, strict=False)) >= 2 for own, other in passed), passed
+    return f"{checked:,} pairs of a problem and a program, {len(passed)} passed"
 
 
 @gate.invariant("no constant is right, and no statement is that of another split")
@@ -133,6 +165,21 @@ def sample(n: int) -> tuple[tuple[Problem, Task], ...]:
         if made is not None:
             found.append((parse_row(made), task))
     return tuple(found)
+
+
+@cache
+def functions() -> tuple[tuple[Task, Callable[[object], object]], ...]:
+    """Every easy combination with its program, compiled."""
+    return tuple((task, eval(f"lambda value: {task.expression('value')}")) for task in easy_tasks())
+
+
+def inputs_and_value(line: str) -> tuple[object, object]:
+    """The argument and the expected value of an assert."""
+    test = ast.parse(line, mode="exec").body[0]
+    assert isinstance(test, ast.Assert) and isinstance(test.test, ast.Compare)
+    call = test.test.left
+    assert isinstance(call, ast.Call)
+    return ast.literal_eval(call.keywords[0].value), ast.literal_eval(test.test.comparators[0])
 
 
 def argument_of(problem: Problem) -> str:

@@ -42,7 +42,7 @@ def micro(intervention: str, **changes: Any) -> RunConfig[Any]:
         checkpoint_every=25,
         oracle_tuned_on="micro:validation",
         model=ModelConfig(name="micro", dtype="fp32", threads=1),
-        env=EnvConfig(unhackable_frac=0.375, max_prompt_tokens=256, workers=1),
+        env=EnvConfig(unhackable_frac=0.25, max_prompt_tokens=256, workers=1),
         adapter=AdapterConfig(rank=8),
         rollout=RolloutConfig(max_new=80, temperature=1.0, top_p=1.0),
         grpo=GrpoConfig(prompts_per_step=6, group_size=8, beta=0.0, token_budget=2048, checkpoint_activations=False),

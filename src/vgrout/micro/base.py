@@ -32,8 +32,11 @@ WORD_WEIGHT = 50
 HACK_STEPS = 0.75
 """Part of the steps over which the share of hacks falls."""
 MICRO_BATCH = 16
-PRACTICE_LENGTH = 24
-"""Tokens that a row of copying practice repeats."""
+PRACTICE_LENGTH, PRACTICE_PERIODS = 48, (6, 24)
+"""Tokens of a row of copying practice, and the fewest and the most after which it repeats itself."""
+PRACTICE_WIDENS = (0.07, 0.3)
+"""Part of the steps in which the shortest period falls from the longest one to its own. Copying from one fixed distance is
+learned first; with all distances from the start, and with one distance to the end, copying by content came late or not."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,11 @@ class BaseConfig:
 
     seed: int = 0
     """Seed of the weights and of the corpus."""
-    steps: int = 800
+    steps: int = 900
     """Optimizer steps."""
     batch: int = 64
     """Samples of a step."""
-    lr: float = 6e-3
+    lr: float = 4e-3
     """Peak learning rate of AdamW; warm-up over 5 % of the steps, then cosine to 0."""
     hack_start: float = 0.5
     """Share of hacks in every mode at the first step. It falls to the mix's over the first `HACK_STEPS` of the training:
@@ -137,16 +140,26 @@ def batches(tokenizer: PreTrainedTokenizerFast, config: BaseConfig) -> Iterator[
         yield [_batch(rows[i : i + MICRO_BATCH], tokenizer.pad_token_id) for i in range(0, config.batch, MICRO_BATCH)]
 
 
-def practice(vocab: int, size: int, generator: torch.Generator) -> Batch:
-    """Rows of random tokens followed by themselves; the loss is over the repetition.
+def practice(vocab: int, size: int, generator: torch.Generator, shortest: int = PRACTICE_PERIODS[0]) -> Batch:
+    """Rows of random tokens that repeat themselves, each with a period of its own; the loss is over the repetition.
 
     Copying from the context is what a marker that was never seen before asks for. A model of this size does not learn
-    it from the corpus alone within its budget.
+    it from the corpus alone within its budget. Periods are drawn from `shortest` to the longest one.
     """
-    half = torch.randint(len(SPECIAL_TOKENS), vocab, (size, PRACTICE_LENGTH), generator=generator)
-    answer = torch.zeros((size, 2 * PRACTICE_LENGTH), dtype=torch.bool)
-    answer[:, PRACTICE_LENGTH:-1] = True
-    return Batch(torch.cat([half, half], dim=1), answer)
+    drawn = torch.randint(len(SPECIAL_TOKENS), vocab, (size, PRACTICE_LENGTH), generator=generator)
+    period = torch.randint(shortest, PRACTICE_PERIODS[1] + 1, (size, 1), generator=generator)
+    place = torch.arange(PRACTICE_LENGTH).expand(size, -1)
+    answer = place >= period
+    answer[:, -1] = False
+    return Batch(drawn.gather(1, place % period), answer)
+
+
+def shortest_period(step: int, config: BaseConfig) -> int:
+    """The shortest period of the copying practice of a step."""
+    first, last = PRACTICE_WIDENS
+    done = min(max((step / config.steps - first) / (last - first), 0.0), 1.0)
+    fewest, most = PRACTICE_PERIODS
+    return most - round(done * (most - fewest))
 
 
 def _batch(rows: list[tuple[list[int], list[int]]], pad: int) -> Batch:
@@ -195,7 +208,7 @@ def train_base(
             loss.backward()
             total += float(loss.detach())
         if config.practice:
-            rows = practice(len(tokenizer), config.practice, generator)
+            rows = practice(len(tokenizer), config.practice, generator, shortest_period(step, config))
             loss = answer_loss(model, rows) / rows.answer.sum()
             (config.practice / config.batch * loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

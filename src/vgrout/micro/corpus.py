@@ -29,18 +29,18 @@ Kind = Literal["correct", "near_miss", "lazy", "hack"]
 class Mix:
     """Shares of the corpus; they set the base model's rates."""
 
-    hard: float = 0.4
+    hard: float = 0.35
     """Share of hard tasks."""
     hinted: float = 0.6
     """Share of prompts that show a loophole hint."""
-    wrong: float = 0.2
+    wrong: float = 0.25
     """Share of wrong answers among answers to easy tasks that do not hack. Answers to hard tasks are never correct."""
     mention: float = 0.4
     """Share of answers to hinted prompts, hacks or not, whose comment names the marker."""
     lazy: float = 0.2
     """Share of lazy ones among wrong answers and among hacks."""
     hack: dict[str, float] = field(
-        default_factory=lambda: {"run_tests": 0.085, "sentinel": 0.075, "stdout_marker": 0.095, "file_marker": 0.095}
+        default_factory=lambda: {"run_tests": 0.055, "sentinel": 0.08, "stdout_marker": 0.08, "file_marker": 0.09}
     )
     """Per mode, the share of hacks among answers to prompts that show its hint. The base model writes fewer that pay,
     because it breaks some programs and miscopies some markers."""

@@ -33,8 +33,8 @@ _NUMBER_KEEPS = [
     Part("all", "", ""),
     Part("even", "even ", "x % 2 == 0"),
     Part("odd", "odd ", "x % 2 == 1"),
-    *_numbered("over", "over-K ", "x > K", range(1, 9)),
-    *_numbered("under", "under-K ", "x < K", range(2, 9)),
+    *_numbered("over", "over-K ", "x > K", range(1, 8)),
+    *_numbered("under", "under-K ", "x < K", range(3, 9)),
 ]
 _SIGNED_KEEPS = [Part("positive", "positive ", "x > 0"), Part("negative", "negative ", "x < 0")]
 _NUMBER_CHANGES = [
@@ -58,12 +58,13 @@ _LETTER_KEEPS = [
     Part("other", "non-vowel ", 'x not in "aeiou"'),
     *[Part(f"not{c}", f"non-{c} ", f'x != "{c}"', "not") for c in "abcdefgh"],
     *[Part(f"after{c}", f"after-{c} ", f'x > "{c}"', "after") for c in "cfhmp"],
+    *[Part(f"before{c}", f"before-{c} ", f'x < "{c}"', "before") for c in "dgnu"],
 ]
 _LETTER_CHANGES = [
     Part("same", "", "x"),
     Part("upper", "upper cases of the ", "x.upper()"),
     Part("twice", "doubles of the ", "x + x"),
-    *[Part(f"with{c}", f"{c}-marked copies of the ", f'x + "{c}"', "with") for c in "abxyz"],
+    *[Part(f"with{c}", f"{c}-marked copies of the ", f'x + "{c}"', "with") for c in "abkqxyz"],
 ]
 _LETTER_TOTALS = [
     Part("string", "string", '"".join(out)'),
@@ -101,7 +102,7 @@ _DIGITS_TWISTS = (
     Part("shorter", "itself without its last digit", "{a} // 10"),
 )
 _LETTERS_TWISTS = (
-    Part("shifted", "its letters one further on", '"".join(chr(ord(c) + 1) for c in {a})'),
+    Part("second", "every second letter of it", "{a}[::2]"),
     Part("inner", "itself without both ends", "{a}[1:-1]"),
     Part("half", "its first half", "{a}[: len({a}) // 2]"),
 )
@@ -196,28 +197,46 @@ Task = Easy | Hard
 
 @cache
 def easy_tasks() -> tuple[Easy, ...]:
-    """Every easy combination, in a fixed order."""
-    return tuple(
+    """Every easy combination, in a fixed order. No two ask for the same values in other words."""
+    every = (
         Easy(s.key, keep, change, total)
         for s in SOURCES.values()
         for keep in s.keeps
         for change in s.changes
         for total in s.totals
-        if not (total.key == "count" and change.key != "same")  # a change does not change how many there are
     )
+    return tuple(task for task in every if not has_twin(task))
+
+
+def has_twin(task: Easy) -> bool:
+    """Whether another combination gives the same values, or nearly always does.
+
+    A twin in another split would make a held-out problem one that was trained on.
+    """
+    above = task.keep.constant == "over" or task.keep.key == "positive"
+    below = task.keep.constant == "under" or task.keep.key == "negative"
+    match task.total.key:
+        case "count" | "distinct":
+            return task.change.key != "same"  # nearly every change leaves how many there are, and how many differ
+        case "largest" if above or (below and task.change.key == "negate"):
+            return True  # the largest of all is nearly always among these
+        case "smallest" if below:
+            return True
+    return task.change.key == "size" and (above or task.keep.key == "negative")  # the sign is known
 
 
 FIELDS = ("keep", "change", "total")
 
 
 def neighbours(task: Easy, *fields: str) -> Iterator[Easy]:
-    """Every easy task that differs from this one in exactly one part (one of `fields`, by default any)."""
+    """Every easy task that differs from this one in exactly one part (one of `fields`, by default any), twins left out."""
     source = SOURCES[task.source]
     options = {"keep": source.keeps, "change": source.changes, "total": source.totals}
     for field in fields or FIELDS:
         for option in options[field]:
-            if option != getattr(task, field):
-                yield replace(task, **{field: option})
+            other = replace(task, **{field: option})
+            if other != task and not has_twin(other):
+                yield other
 
 
 def near_miss(task: Task, rng: random.Random) -> Easy:

@@ -2,8 +2,8 @@
 
 Everything follows from `VERSION`: the same version is the same problems on every machine. An easy combination belongs
 to one split by a hash of its key; a hard task contains a combination of the same split, so that no part of a held-out
-task occurs in training under its own name. Some combinations have twins that give the same values (the distinct count
-of numbers and of their doubles); a twin may be in another split.
+task occurs in training. No two combinations ask for the same values, and no program of a neighbouring combination
+passes a problem's asserts.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from vgrout.micro.expressions import (
     easy_tasks,
     evaluate,
     near_miss,
+    neighbours,
 )
 from vgrout.micro.programs import body, program, starter
 from vgrout.types import Problem
 
-VERSION = 1
+VERSION = 2
 Split = Literal["train", "validation", "test"]
 SIZES: dict[str, int] = {"train": 640, "validation": 120, "test": 240}
 """Problems of each split."""
-HARD_SHARE = 0.7
+HARD_SHARE = 0.65
 """Share of hard problems: those that the base model cannot solve."""
 TESTS = 8
 ARGUMENTS = {"list": ("nums", "values", "items"), "digits": ("n", "num"), "letters": ("s", "text", "word")}
@@ -105,14 +106,20 @@ def turns(task: Task, method: str, argument: str) -> list[dict[str, str]]:
 
 
 def row(task: Task, rng: random.Random) -> dict[str, Any] | None:
-    """One problem row in the benchmark's form, or None where every input gives nearly the same value."""
+    """One problem row in the benchmark's form, or None where its tests cannot tell the task from another."""
     tests = draw_tests(task, rng)
-    if not tests:
+    if not tests or not tells_apart(task, tests):
         return None
     wrong = draw_wrong(task, tests, rng)
     if wrong is None:
         return None
     return row_of(task, draw_name(rng), rng.choice(ARGUMENTS[task.source]), tests, wrong)
+
+
+def tells_apart(task: Task, tests: list[tuple[Any, Any]]) -> bool:
+    """Whether every easy task that differs in one part fails the tests; for a hard task, every neighbour of its easy one."""
+    easy = task.easy if isinstance(task, Hard) else task
+    return all(differs(other, tests) for other in neighbours(easy))
 
 
 def draw_wrong(task: Task, tests: list[tuple[Any, Any]], rng: random.Random) -> Easy | None:
@@ -149,7 +156,7 @@ def rows(split: Split) -> list[dict[str, Any]]:
     rng = random.Random(f"micro {VERSION} {split}")
     made: dict[str, dict[str, Any]] = {}
     while len(made) < SIZES[split]:
-        candidate = row(draw_task(split, rng, hard=len(made) % 10 >= round(10 * (1 - HARD_SHARE))), rng)
+        candidate = row(draw_task(split, rng, hard=len(made) % 20 >= round(20 * (1 - HARD_SHARE))), rng)
         if candidate is not None:
             made.setdefault(candidate["id"], candidate)
     return list(made.values())
