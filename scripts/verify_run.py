@@ -15,7 +15,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -61,6 +63,22 @@ def _():
         for run in runs:
             run.close()
     return "9 files, 4 runs"
+
+
+@gate.invariant("runs that start at the same moment do not take the folder from under each other")
+def _() -> str:
+    def start(number: int) -> None:
+        barrier.wait()
+        disk.require_writable(root / "new", f"run{number}")
+        create(root / "new", name=f"run{number}").close()
+
+    rounds = 40
+    for _ in range(rounds):
+        barrier = threading.Barrier(8)
+        with folder() as root, ThreadPoolExecutor(8) as pool:
+            list(pool.map(start, range(8)))
+            assert len(list((root / "new/runs").iterdir())) == 8
+    return f"8 at a time, {rounds} times"
 
 
 @gate.invariant("every failure of creation is one line and leaves nothing behind")

@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vgrout.types import UserError
@@ -28,6 +28,7 @@ _REMEDIES = {
 }
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
+_ATTEMPTS = 100
 
 
 @contextmanager
@@ -131,7 +132,7 @@ def require_writable(root: Path, name: str | None = None) -> None:
         if name is not None and (parent / name).exists():
             raise UserError(f"the run {parent / name} exists; choose another name, or continue it with --resume")
         probe = parent / f".{secrets.token_hex(4)}.tmp"
-        probe.mkdir()
+        _make_inside(probe)
         probe.rmdir()
 
 
@@ -145,7 +146,7 @@ def make_folder(parent: Path, name: str | None, stem: str, files: Mapping[str, s
     staging = parent / f".{name or stem}.{secrets.token_hex(4)}.tmp"
     with disk_errors(parent, "make a run folder in"), _folder(parent):
         try:
-            staging.mkdir()
+            _make_inside(staging)
             for file_name, text in files.items():
                 write_atomic(staging / file_name, text)
             final = _rename_to_free_name(staging, parent, name, stem)
@@ -165,12 +166,21 @@ def _folder(folder: Path) -> Generator[None]:
     """Makes a folder and its parents; afterwards removes those it made that are empty."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         yield
     finally:
         for path in made:
-            if path.is_dir() and not any(path.iterdir()):
+            with suppress(OSError):  # somebody else's by now, or never made
                 path.rmdir()
+
+
+def _make_inside(path: Path) -> None:
+    """Makes a folder with its parents, which another run that starts now may remove while they are still empty."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return path.mkdir(parents=True)
+        except FileNotFoundError:
+            if attempt + 1 == _ATTEMPTS:
+                raise
 
 
 def _rename_to_free_name(staging: Path, parent: Path, name: str | None, stem: str) -> Path:
