@@ -178,7 +178,7 @@ def _make_inside(path: Path) -> None:
     for attempt in range(_ATTEMPTS):
         try:
             return path.mkdir(parents=True)
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):  # a parent went between two looks at it
             if attempt + 1 == _ATTEMPTS:
                 raise
 
