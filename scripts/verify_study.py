@@ -120,8 +120,8 @@ def _() -> str:
 @gate.invariant("a failing run is reported with its log; the others finish, and the table is of those", slow=True)
 def _() -> str:
     def spoiled(arms: Sequence[Arm], seeds: Sequence[int], out: Path, **options: Any) -> list[RunConfig[Any]]:
-        good, bad = configurations(arms, seeds, out, **options)
-        return [good, dataclasses.replace(bad, model=dataclasses.replace(bad.model, name="missing/model"))]
+        bad, good = configurations(arms, seeds, out, **options)
+        return [dataclasses.replace(bad, model=dataclasses.replace(bad.model, name="missing/model")), good]
 
     study = Study("gate", QUICK, (0,), problems="micro:validation", steps=1)
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()) as shown:

@@ -47,7 +47,7 @@ def micro(intervention: str, **changes: Any) -> RunConfig[Any]:
         rollout=RolloutConfig(max_new=80, temperature=1.0, top_p=1.0),
         grpo=GrpoConfig(prompts_per_step=6, group_size=8, beta=0.0, token_budget=2048, checkpoint_activations=False),
         optim=OptimConfig(lr=1e-3, warmup_steps=5, schedule="constant"),
-        eval=EvalConfig(markers=("train", "eval"), temperature=1.0, top_p=1.0),
+        eval=EvalConfig(problems=180, markers=("train", "eval"), temperature=1.0, top_p=1.0),
         **changes,
     )
 

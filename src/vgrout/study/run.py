@@ -26,7 +26,7 @@ from vgrout.study.figure import training_figure
 from vgrout.study.summary import ArmResult, Rows, final_table, find, mode_table
 from vgrout.types import Markers, UserError
 
-BASE_SAMPLES = 3
+BASE_SAMPLES = 4
 """Samples of each prompt for the base's rates: 720 hinted answers under train markers on the test split."""
 
 
