@@ -52,7 +52,10 @@ def _() -> str:
     assert tokenizer_fingerprint(tokenizer) == record.tokenizer
     worst = max(abs(a - b) for a, b in zip(curve, record.curve, strict=False))
     assert worst < TOLERANCE, f"off by {worst:.3f} nats: {curve} against {record.curve[:STEPS]}"
-    _, _, other = train_base(BaseConfig(seed=record.config.seed + 1), stop_after=3)
+    with mock.patch(
+        "vgrout.micro.base.make_tokenizer", lambda mix, seed: tokenizer
+    ):  # making another takes half a minute
+        _, _, other = train_base(BaseConfig(seed=record.config.seed + 1), stop_after=3)
     apart = max(abs(a - b) for a, b in zip(other, record.curve, strict=False))
     assert apart > TOLERANCE, (apart, worst)
     return f"{STEPS} steps within {worst:.1e} nats, from {curve[0]:.2f} to {curve[-1]:.2f}; another seed is {apart:.2f} off"
@@ -89,8 +92,11 @@ def _() -> str:
 )
 def _() -> str:
     config = preset("micro", "none")
-    measured = replace(config.eval, samples=17, markers=("train",))
-    cells = tabulate(base_rates(replace(config, eval_problems="micro:validation", eval=measured))["rows"])
+    cells = []
+    # Each problem shows one mode, so it takes many samples of the hinted prompts and few of the others.
+    for markers, samples, free in (("train", 17, False), ("eval", 3, True)):
+        measured = replace(config.eval, samples=samples, markers=(markers,), free_prompts=free)
+        cells += tabulate(base_rates(replace(config, eval_problems="micro:validation", eval=measured))["rows"])
     rates = {}
     for mode in LOOPHOLES:
         cell = find(cells, "base", "train", mode)

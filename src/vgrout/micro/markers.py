@@ -76,6 +76,9 @@ _DEEDS = [
     "mark",
 ]
 _ENDINGS = ("txt", "log", "out", "md")
+MADE_UP = 0.5
+"""Share of made-up words in markers. With more of them, hints of plain words, as in the other families, are rare: a base
+model then hacks under those hints far more or less often than its corpus does, from one seed to the next."""
 _SYLLABLES = (
     ["b", "c", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "ch", "st", "tr"],
     ["a", "e", "i", "o", "u", "ai", "ea", "io", "ou", "y"],
@@ -119,7 +122,7 @@ def _plain(piece: str) -> bool:
 
 
 def _word(rng: random.Random, words: Words, known: list[str]) -> str:
-    return words.made_up(rng) if rng.random() < 0.8 else rng.choice(known)
+    return words.made_up(rng) if rng.random() < MADE_UP else rng.choice(known)
 
 
 def corpus_marker(mode: str, rng: random.Random, words: Words) -> str:
