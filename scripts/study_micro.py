@@ -32,7 +32,6 @@ from vgrout.study.summary import ArmResult, Rows, find
 from vgrout.types import UserError
 
 PARTS = ("emergence", "routes", "leave_one_out")
-SEEDS = (0, 1, 2)
 SAMPLES = 3
 """Answers to each held-out prompt: a point of solve rate is within the noise of fewer."""
 
@@ -46,7 +45,7 @@ def main() -> int:
         arms = (*((NONE,) if "emergence" in args.parts else ()), *(ROUTES[:1] if "routes" in args.parts else ()))
         done = {
             name: run_study(
-                Study("bases", arms, SEEDS, model=model, problems=args.problems, samples=SAMPLES),
+                Study("bases", arms, tuple(args.seeds), model=model, problems=args.problems, samples=SAMPLES),
                 args.out,
                 jobs=args.jobs,
             )
@@ -58,7 +57,7 @@ def main() -> int:
             for name, result in done.items():
                 checks += route(name, result)
     if "leave_one_out" in args.parts:
-        for mode in LOOPHOLES:
+        for mode in args.leave_out:
             leave_out(mode, args)
     for text, holds in checks:
         say(f"{'passed' if holds else 'FAILED'}  {text}")
@@ -70,6 +69,8 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="RL seeds; leave_one_out takes two")
+    parser.add_argument("--leave-out", nargs="+", choices=LOOPHOLES, default=list(LOOPHOLES), help="which, in turn")
     parser.add_argument("--out", type=Path, default=Path("out/nightly"))
     parser.add_argument("--jobs", type=int, default=usable_cores(), help="runs side by side")
     parser.add_argument("--problems", default="micro:test", help="held-out problems; tuning uses micro:validation")
@@ -117,7 +118,7 @@ def leave_out(mode: str, args: argparse.Namespace) -> None:
     """Trains without one loophole and reports what was done to it."""
     shown = tuple(m for m in LOOPHOLES if m != mode)
     arms = (NONE, ROUTES[0])
-    study = Study(f"without-{mode}", arms, SEEDS[:2], problems=args.problems, modes=shown)
+    study = Study(f"without-{mode}", arms, tuple(args.seeds[:2]), problems=args.problems, modes=shown)
     result = run_study(study, args.out, jobs=args.jobs)
     before = rate(tabulate(result.base), "base", "train", mode)
     for arm in result.arms:

@@ -106,7 +106,7 @@ def _() -> str:
     configs = configurations(EVERY, (0, 1), Path("x"), problems="micro:test", model="micro")
     assert len({c.name for c in configs}) == len(configs) == 2 * len(EVERY)
     wanted = {(c, b) for c in ("detached", "zeroed") for b in ("block", "group")}
-    routes = [c for c in configs if c.intervention == "label_route" and c.seed == 0]
+    routes = [c for c in configs if c.intervention == "label_route" and c.seed == 0][::-1]
     assert {(c.settings.clean, c.grpo.advantage_baseline) for c in routes} == wanted
     for c in routes:
         plain = dataclasses.replace(
@@ -117,7 +117,9 @@ def _() -> str:
         )
         assert plain == routes[0], f"{c.name} differs in more than clean route, mask and baseline"
         assert (c.settings.clean == "zeroed") == (c.settings.mask == "activation"), c.settings
-    assert len(DEMO) == 6 and len(QUICK) == 2
+    assert len(DEMO) == 5 and len(QUICK) == 2 and len(EVERY) == 7
+    shown = {(a.settings["clean"], a.grpo["advantage_baseline"]) for a in DEMO if a.intervention == "label_route"}
+    assert shown == {("detached", "block"), ("detached", "group"), ("zeroed", "block")}
     return f"{len(EVERY)} arms"
 
 
