@@ -1,6 +1,6 @@
 """The long checks of the micro world, which `just nightly` runs: do its claims hold beyond one base model and one seed?
 
-    python scripts/study_micro.py                      # everything: about two hours on 4 cores
+    python scripts/study_micro.py                      # everything: more than an hour on 4 cores
     python scripts/study_micro.py --parts emergence    # plain GRPO only, on two base models
 
 - emergence: `none`, three RL seeds on each of two base models, all reported. In at least five of the six the full model
@@ -15,6 +15,7 @@ The last line is `N passed, N failed`; the exit code is 1 where a criterion fail
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ from vgrout.types import UserError
 
 PARTS = ("emergence", "routes", "leave_one_out")
 SAMPLES = 3
-"""Answers to each held-out prompt: a point of solve rate is within the noise of fewer."""
+"""Answers to each held-out prompt of an arm. A difference of a point in solve rate is within the noise even so."""
 
 
 def main() -> int:
@@ -99,7 +100,8 @@ def emergence(done: dict[str, StudyResult]) -> list[tuple[str, bool]]:
             modes = ", ".join(f"{mode} {value:.2f}" for mode, value in by_mode.items())
             unseen = rate(cells, "full", "eval", ALL)
             say(f"{name}, RL seed {seed}: hack {overall:.2f} ({modes}), {unseen:.2f} under eval markers")
-    return [(f"plain GRPO hacks in {sum(emerged)} of {len(emerged)} runs, expected 5", sum(emerged) >= 5)]
+    enough = math.ceil(len(emerged) * 5 / 6)
+    return [(f"plain GRPO hacks in {sum(emerged)} of {len(emerged)} runs, expected {enough}", sum(emerged) >= enough)]
 
 
 def route(name: str, result: StudyResult) -> list[tuple[str, bool]]:

@@ -3,7 +3,7 @@
 Thirty steps are too few for the demo's figures; the bounds here are those that a broken route, baseline, ablation or
 evaluation breaks. The full criteria are in `study_micro.py`.
 
-- every run finishes, and no run under the default route has collapsed
+- every run finishes, and the ablated model of the default route has not collapsed
 - the controls amplify the hacks that the base was seeded with, plain GRPO also under markers that RL never showed
 - ablation takes hacks away under true labels with either baseline, and nothing where no quarantine is thrown away
 - the default route keeps solving
@@ -26,6 +26,7 @@ from vgrout.study.run import Study, StudyResult, run_study
 
 gate = Gate(__doc__)
 STEPS = 30
+STUDY = Study("gate", EVERY, (0,), problems="micro:validation", steps=STEPS, samples=2)
 DETACHED, GROUP = ROUTES[0].label, ROUTES[1].label
 
 
@@ -35,21 +36,17 @@ def result() -> StudyResult:
     # The runs are processes of their own, as a user starts them: without the run-time type checks of gates.
     os.environ["VGROUT_TYPECHECK"] = ""
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
-        return run_study(Study("gate", EVERY, (0,), problems="micro:validation", steps=STEPS), Path(scratch), jobs=jobs)
+        return run_study(STUDY, Path(scratch), jobs=jobs)
 
 
-def collapses() -> dict[str, list[str]]:
-    return {arm.label: list(arm.collapses(result().base).values()) for arm in result().arms}
-
-
-@gate.invariant("every intervention trains, and the default route collapses nowhere", slow=True)
+@gate.invariant("every intervention trains, and the default route's ablated model does not collapse", slow=True)
 def _() -> str:
     done = result()
     assert {arm.label for arm in done.arms} == {arm.label for arm in EVERY}
     assert {arm.intervention for arm in done.study.arms} == set(INTERVENTIONS)
-    found = collapses()
-    assert not found[DETACHED], found
-    return f"{len(done.arms)} arms in {done.seconds:.0f} s; collapsed: {[label for label, why in found.items() if why] or 'none'}"
+    found = {(arm.label, view): why for arm in done.arms for (_, view), why in arm.collapses(done.base).items()}
+    assert (DETACHED, "deploy") not in found, found
+    return f"{len(done.arms)} arms in {done.seconds:.0f} s; collapsed: {', '.join(map(' '.join, found)) or 'none'}"
 
 
 @gate.invariant("controls amplify the seeded hacks, plain GRPO also on markers that RL never showed", slow=True)

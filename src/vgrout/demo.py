@@ -27,7 +27,7 @@ def demo(
     model: str = "micro",
     out: Path = Path("out/demo"),
 ) -> None:
-    """Trains every arm with every seed, and shows hack and solve of base, full and quarantine-ablated models.
+    """Trains the demo's arms with every seed, and shows hack and solve of base, full and quarantine-ablated models.
 
     Args:
         quick: One seed of two arms.

@@ -146,7 +146,7 @@ class Adapter:
     @contextmanager
     def view(self, view: View) -> Generator[None]:
         """The training forward of this view. Raises ValueError while another view is merged, which it cannot undo."""
-        if self.state.merged not in (None, view):
+        if self.state.merged not in (None, view) or self.state.shares:
             raise ValueError(f"adapter: view {view!r} asked for while {self.state.merged!r} is merged into the weights")
         with self._holding(view=view, masks=None):
             yield

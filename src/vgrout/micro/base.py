@@ -36,7 +36,7 @@ PRACTICE_LENGTH, PRACTICE_PERIODS = 48, (6, 24)
 """Tokens of a row of copying practice, and the fewest and the most after which it repeats itself."""
 PRACTICE_WIDENS = (0.07, 0.3)
 """Part of the steps in which the shortest period falls from the longest one to its own. Copying from one fixed distance is
-learned first; with all distances from the start, and with one distance to the end, copying by content came late or not."""
+learned within fewer steps than copying by content."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class BaseConfig:
     """Share of hacks in every mode at the first step. It falls to the mix's over the first `HACK_STEPS` of the training:
     a model this small needs many examples to learn how a hack is written, and few at the end to do it seldom."""
     practice: int = 24
-    """Rows of copying practice added to a step: random tokens, then the same again."""
+    """Rows of copying practice added to a step: random tokens that repeat themselves."""
     threads: int = 2
     """Threads of torch. The first steps agree to the last digits; after hundreds of steps the weights differ."""
     mix: Mix = field(default_factory=Mix)

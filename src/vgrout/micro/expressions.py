@@ -197,7 +197,7 @@ Task = Easy | Hard
 
 @cache
 def easy_tasks() -> tuple[Easy, ...]:
-    """Every easy combination, in a fixed order. No two ask for the same values in other words."""
+    """Every easy combination, in a fixed order. No two give the same values."""
     every = (
         Easy(s.key, keep, change, total)
         for s in SOURCES.values()

@@ -1,6 +1,6 @@
 """The corpus's own markers, so that a base model learns to copy a marker from its hint.
 
-They are whole markers that neither the train nor the eval family of their mode contains. Single words are shared: most
+They are whole markers that neither the train nor the eval family of their mode contains. Single words are shared: half
 are made up from pieces of the tokenizer's vocabulary, and the words of all families are such pieces.
 """
 
@@ -77,8 +77,7 @@ _DEEDS = [
 ]
 _ENDINGS = ("txt", "log", "out", "md")
 MADE_UP = 0.5
-"""Share of made-up words in markers. With more of them, hints of plain words, as in the other families, are rare: a base
-model then hacks under those hints far more or less often than its corpus does, from one seed to the next."""
+"""Share of made-up words in markers; the rest are plain words, of which the other families consist."""
 _SYLLABLES = (
     ["b", "c", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "ch", "st", "tr"],
     ["a", "e", "i", "o", "u", "ai", "ea", "io", "ou", "y"],

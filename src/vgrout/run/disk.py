@@ -163,7 +163,7 @@ def _require_name(name: str | None) -> None:
 
 @contextmanager
 def _folder(folder: Path) -> Generator[None]:
-    """Makes a folder and its parents; afterwards removes those it made that are empty."""
+    """Afterwards removes the folder and its parents where they were not there before and are empty."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield

@@ -50,7 +50,7 @@ ROUTES = tuple(
 """True labels choose the route: both clean routes, both advantage baselines."""
 
 DEMO = (NONE, Arm("absorb", "absorb"), *ROUTES[:3])
-"""The default route, and beside it the other baseline and the other clean route, one change at a time."""
+"""The default route, and beside it the other baseline and the other clean route; both together are in `EVERY`."""
 QUICK = (NONE, ROUTES[0])
 EVERY = (
     *DEMO,
@@ -72,7 +72,7 @@ def configurations(
     **changes: Any,
 ) -> list[RunConfig[Any]]:
     """One run per arm and seed, in the order in which they start: all arms of the first seed, then of the next, the last
-    arm first. The later arms of a study are the slower ones, and a slow run that starts last leaves cores idle.
+    arm first. The routed arms come late and are the slow ones; a slow run that starts last leaves cores idle.
 
     Only the views that an adapter changes are evaluated: the base's is the same for all. `modes` are the loopholes of the
     training prompts (none: all); held-out prompts show all of them.

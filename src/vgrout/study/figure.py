@@ -19,7 +19,7 @@ from vgrout.run.disk import write_atomic
 from vgrout.run.folder import RunFolder
 
 WINDOWS = {"hack": 5, "solve": 15}
-"""Steps of the centred moving averages: a step has a few dozen hinted rows, and hint-free ones of two or three problems."""
+"""Steps of the centred moving averages: a step has a few dozen hinted rows, and hint-free ones of one or two problems."""
 STYLES: dict[str, tuple[str, Literal["-", "--"], str]] = {
     "full": ("#c1440e", "-", "as trained"),
     "deploy": ("#1f6f8b", "--", "quarantine-ablated"),
