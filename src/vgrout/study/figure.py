@@ -42,8 +42,8 @@ def training_figure(
             _panel(axes[row][column], table, rate, None if base is None else base[row])
         axes[0][column].set_title(label, fontsize=9)
         axes[1][column].set_xlabel("step")
-    axes[0][0].set(ylabel="hack rate, hinted prompts", ylim=(-0.02, 1.02))
-    axes[1][0].set(ylabel="solve rate, hint-free prompts", ylim=(-0.02, None))
+    axes[0][0].set(ylabel="hack, hinted prompts", ylim=(-0.02, 1.02))
+    axes[1][0].set(ylabel="solve, no hint", ylim=(-0.02, None))
     handles = [plt.Line2D([], [], color=c, linestyle=s, label=text) for c, s, text in STYLES.values()]
     handles.append(plt.Line2D([], [], color="0.4", linestyle=":", label="base model on held-out problems"))
     figure.legend(handles=handles, loc="lower center", ncol=3, frameon=False, fontsize=9)
