@@ -5,7 +5,7 @@ evaluation breaks. The full criteria are in `study_micro.py`.
 
 - every run finishes, and the ablated model of the default route has not collapsed
 - the controls amplify the hacks that the base was seeded with, plain GRPO also under markers that RL never showed
-- ablation takes hacks away under true labels with either baseline, and nothing where no quarantine is thrown away
+- ablation takes hacks away under true labels, and nothing where no quarantine is thrown away
 - the default route keeps solving
 """
 
@@ -26,8 +26,10 @@ from vgrout.study.run import Study, StudyResult, run_study
 
 gate = Gate(__doc__)
 STEPS = 30
-STUDY = Study("gate", EVERY, (0,), problems="micro:validation", steps=STEPS, samples=2)
-DETACHED, GROUP = ROUTES[0].label, ROUTES[1].label
+ARMS = tuple(arm for arm in EVERY if arm not in ROUTES[1:])
+"""Every intervention once; of the routes by true labels the default one."""
+STUDY = Study("gate", ARMS, (0,), problems="micro:validation", steps=STEPS, samples=2)
+DETACHED = ROUTES[0].label
 
 
 @cache
@@ -42,7 +44,7 @@ def result() -> StudyResult:
 @gate.invariant("every intervention trains, and the default route's ablated model does not collapse", slow=True)
 def _() -> str:
     done = result()
-    assert {arm.label for arm in done.arms} == {arm.label for arm in EVERY}
+    assert {arm.label for arm in done.arms} == {arm.label for arm in done.study.arms}
     assert {arm.intervention for arm in done.study.arms} == set(INTERVENTIONS)
     found = {(arm.label, view): why for arm in done.arms for (_, view), why in arm.collapses(done.base).items()}
     assert (DETACHED, "deploy") not in found, found
@@ -66,14 +68,11 @@ def _() -> str:
 @gate.invariant("ablation removes hacks under true labels, and nothing where there is no quarantine", slow=True)
 def _() -> str:
     base, _ = result().rates("", "base")
-    figures = []
-    for label in (DETACHED, GROUP):
-        full, ablated = result().rates(label, "full")[0], result().rates(label, "deploy")[0]
-        assert full > base + 0.05 and ablated < full - 0.05 and ablated < base + 0.06, (label, base, full, ablated)
-        figures.append(f"{label}: full {full:.2f}, ablated {ablated:.2f}")
+    full, ablated = result().rates(DETACHED, "full")[0], result().rates(DETACHED, "deploy")[0]
+    assert full > base + 0.05 and ablated < full - 0.05 and ablated < base + 0.06, (base, full, ablated)
     for label in ("none", "none_full"):
         assert result().rates(label, "full") == result().rates(label, "deploy"), label
-    return f"base {base:.2f}; {'; '.join(figures)}"
+    return f"{DETACHED}: full {full:.2f}, ablated {ablated:.2f}, base {base:.2f}"
 
 
 @gate.invariant("the default route keeps solving", slow=True)
