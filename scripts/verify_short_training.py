@@ -54,8 +54,8 @@ def _() -> str:
 @gate.invariant("controls amplify the seeded hacks, plain GRPO also on markers that RL never showed", slow=True)
 def _() -> str:
     base, _ = result().rates("", "base")
-    # What ships of a control: nothing is thrown away of the first two, and absorb's deployed block learned to hack too.
-    shipped = {"none": "full", "none_full": "deploy", "absorb": "deploy"}
+    # What ships: both blocks of none_full, and of absorb the deployed one, which learned to hack too.
+    shipped = {"none": "full", "none_full": "full", "absorb": "deploy"}
     found = {label: result().rates(label, view)[0] for label, view in shipped.items()}
     before, _ = result().rates("", "base", markers="eval")
     unseen, _ = result().rates("none", "full", markers="eval")
@@ -70,8 +70,7 @@ def _() -> str:
     base, _ = result().rates("", "base")
     full, ablated = result().rates(DETACHED, "full")[0], result().rates(DETACHED, "deploy")[0]
     assert full > base + 0.05 and ablated < full - 0.05 and ablated < base + 0.06, (base, full, ablated)
-    for label in ("none", "none_full"):
-        assert result().rates(label, "full") == result().rates(label, "deploy"), label
+    assert result().rates("none", "full") == result().rates("none", "deploy")
     return f"{DETACHED}: full {full:.2f}, ablated {ablated:.2f}, base {base:.2f}"
 
 
