@@ -3,14 +3,16 @@
 Invariants:
 - a view inside a route, or a route inside a view, acts alone, the base view included; without a route the masked code
   never runs;
-- contexts restore on any exit; merging excludes routes and other views, by name; misfits are refused.
+- contexts restore on any exit; merging excludes routes and other views, by name; misfits are refused;
+- merged row by row, each row is that of its own view.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from unittest import mock
 
 import torch
@@ -111,6 +113,42 @@ def _():
     hack = torch.tensor([True, False])
     says(lambda: three_way(hack, ~hack, mask="activation"), "views")
     return "3 nests left by an exception; 7 refusals by name"
+
+
+def entered(context: Callable[[], contextlib.AbstractContextManager]) -> Callable[[], None]:
+    def act() -> None:
+        with context():
+            pass
+
+    return act
+
+
+@gate.invariant("merged row by row, each row is that of its own view; no other merge or view acts meanwhile")
+def _():
+    model, adapter = adapted(double=False)
+    tokens = torch.randint(0, 61, (3, 9), generator=torch.Generator().manual_seed(1))
+    views: tuple[View, ...] = ("full", "deploy", "base")
+    worst = 0.0
+    with torch.no_grad():
+        for merged, view in itertools.permutations(views, 2):
+            of_rows: tuple[View, ...] = (merged, view, merged)
+            with adapter.merged_rows([merged, view]) as select:
+                select(of_rows)
+                rows = model(input_ids=tokens, use_cache=False).logits
+                says(entered(partial(adapter.merged, "full")), "row by row")
+                says(entered(partial(adapter.view, merged)), "is merged")
+            for row, of in enumerate(of_rows):
+                with adapter.view(of):
+                    worst = max(worst, largest(model(input_ids=tokens, use_cache=False).logits[row], rows[row]))
+    with contextlib.suppress(KeyError), adapter.merged_rows(["full", "deploy"]) as select:
+        select(["deploy", "full", "full"])
+        raise KeyError
+    assert not adapter.state.shares and not any(module.differences for module in adapter.modules)
+    with adapter.merged_rows(["full", "deploy"]) as select:
+        unnamed: list[View] = ["base"]
+        says(partial(select, unnamed), "base")
+    assert worst < 1e-4, worst
+    return f"6 pairs of views within {worst:.1e}"
 
 
 if __name__ == "__main__":
