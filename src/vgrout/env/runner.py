@@ -184,7 +184,8 @@ def _raise_trouble(trouble: str, ready: bool, end: Exit, problem_id: str) -> Non
     if trouble.startswith("setup"):
         raise UserError(f"problem {problem_id}: setup_code fails in the sandbox ({trouble[7:]}); correct the row")
     if not ready:
-        raise InfraError(trouble or f"the child ended before it ran anything (status {end.status})")
+        spent = f"status {end.status}, {end.cpu_s:.1f} s of CPU in {end.wall_s:.1f} s"
+        raise InfraError(trouble or f"the child ended before it ran anything ({spent})")
 
 
 def _reason(end: Exit, limits: Limits) -> str:
