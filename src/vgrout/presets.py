@@ -32,7 +32,9 @@ def smoke(intervention: str, **changes: Any) -> RunConfig[Any]:
 def micro(intervention: str, **changes: Any) -> RunConfig[Any]:
     """The micro world: a small trained code model learns to hack within minutes on a CPU.
 
-    Evaluated at the sampling temperature of training: a nucleus of .95 may cut off hacks as rare as the base's.
+    Evaluated at the sampling temperature of training: a nucleus of .95 may cut off hacks as rare as the base's. Half of
+    the rows are sampled in the deploy view: with a quarter, full models that only hack any more left the deployed block
+    too few rows to keep solving.
     """
     return _preset(
         "micro",
@@ -44,7 +46,7 @@ def micro(intervention: str, **changes: Any) -> RunConfig[Any]:
         model=ModelConfig(name="micro", dtype="fp32", threads=1),
         env=EnvConfig(unhackable_frac=0.25, max_prompt_tokens=256, workers=1),
         adapter=AdapterConfig(rank=8),
-        rollout=RolloutConfig(max_new=80, temperature=1.0, top_p=1.0),
+        rollout=RolloutConfig(max_new=80, temperature=1.0, top_p=1.0, rollout_ablate_frac=0.5),
         grpo=GrpoConfig(prompts_per_step=6, group_size=8, beta=0.0, token_budget=2048, checkpoint_activations=False),
         optim=OptimConfig(lr=1e-3, warmup_steps=5, schedule="constant"),
         eval=EvalConfig(problems=180, markers=("train", "eval"), temperature=1.0, top_p=1.0),
