@@ -5,7 +5,8 @@ Invariants
 - the chat form opens and closes every turn and switches thinking off with an empty block;
 - the same seed gives the same weights and tokenizer, in any process; another seed gives other weights; torch's own RNG is
   left as it was;
-- a model that cannot be had is a one-line error with the remedy; a saved one loads and is the same, frozen, in eval mode.
+- a model that cannot be had is a one-line error with the remedy; a saved one loads and is the same, frozen, in eval mode;
+- a folder's model is known by its weights, so other weights in the same folder are another model.
 """
 
 from __future__ import annotations
@@ -103,9 +104,12 @@ def _():
         tiny().model.save_pretrained(folder)
         tiny().tokenizer.save_pretrained(folder)
         loaded, half = load_model(folder), load_model(folder, dtype="bf16")
+        load_model("tiny", seed=1).model.save_pretrained(folder)
+        replaced = load_model(folder).revision
         (Path(folder) / "chat_template.jinja").unlink()
         assert "chat template" in refused(lambda: load_model(folder))
-    assert identity(loaded) == identity(tiny()) and loaded.revision is None
+    assert identity(loaded) == identity(tiny()) and str(loaded.revision).startswith("weights-")
+    assert replaced != loaded.revision, "a folder with other weights passes for the same model"
     assert half.model.dtype == torch.bfloat16 and loaded.model.config._attn_implementation == "sdpa"
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
     return f"{len(messages) + 2} refused"

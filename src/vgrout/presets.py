@@ -33,8 +33,7 @@ def micro(intervention: str, **changes: Any) -> RunConfig[Any]:
     """The micro world: a small trained code model learns to hack within minutes on a CPU.
 
     Evaluated at the sampling temperature of training: a nucleus of .95 may cut off hacks as rare as the base's. Half of
-    the rows are sampled in the deploy view: with a quarter, full models that only hack any more left the deployed block
-    too few rows to keep solving.
+    the rows are sampled in the deploy view: with a quarter, the ablated model of one of two bases solved less than the base.
     """
     return _preset(
         "micro",

@@ -29,7 +29,7 @@ class LoadedModel:
     name: str
     """Hub id, folder, or the name of a tiny model."""
     revision: str | None
-    """Commit of the hub; for a tiny model seed and tokenizer; None for a local folder."""
+    """Commit of the hub; for a tiny model seed and tokenizer; for a local folder and the shipped model the weights' hash."""
     dtype: str
 
 
@@ -59,8 +59,7 @@ def load_model(
                 f"model {name!r} ships with the package and has no revision {revision!r}: leave revision out"
             )
         with resources.as_file(resources.files("vgrout") / SHIPPED[name]) as folder:
-            tokenizer, model, _ = _pretrained(str(folder), DTYPES[dtype], None)
-        revision = f"weights-{weights_hash(model)[:12]}"
+            tokenizer, model, revision = _pretrained(str(folder), DTYPES[dtype], None)
     else:
         tokenizer, model, revision = _pretrained(name, DTYPES[dtype], revision)
     model = model.to(device=target, dtype=DTYPES[dtype]).eval().requires_grad_(False)
@@ -97,8 +96,11 @@ def _pretrained(
         raise UserError(f"model {name!r} has no chat template: choose an instruction-tuned model or add a template")
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of model {name!r} has no end token: set eos_token in its tokenizer_config.json")
-    resolved = None if Path(name).is_dir() else getattr(model.config, "_commit_hash", None)
-    return tokenizer, cast(PreTrainedModel, model), resolved
+    model = cast(PreTrainedModel, model)
+    # A folder's name says nothing about its content, which may be replaced between a run and its checkpoint's next use.
+    is_folder = Path(name).is_dir()
+    resolved = f"weights-{weights_hash(model)[:12]}" if is_folder else getattr(model.config, "_commit_hash", None)
+    return tokenizer, model, resolved
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
