@@ -9,11 +9,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from _gate import Gate, refusal
@@ -79,10 +81,28 @@ def _() -> str:
             refused += refuses(lambda: read_base(folder))
         plain = preset("micro", "none")
         refused += refuses(lambda: base_rates(replace(plain, model=replace(plain.model, name=str(folder)))))
+        (folder / "base.json").write_text(json.dumps(stored))
+        rates = replace(plain, model=replace(plain.model, name=str(folder)))
+        weights = folder / "model.safetensors"
+        content = weights.read_bytes()
+        weights.write_bytes(content[:1000])
+        refused += "could not be loaded" in refusal(lambda: base_rates(rates))
+        # The last bytes are those of a weight: another model under the name of this one.
+        weights.write_bytes(content[:-4] + bytes(4))
+        refused += "not those that its base.json" in refusal(lambda: base_rates(rates))
         shutil.rmtree(folder)
         folder.mkdir()
         refused += refuses(lambda: read_base(folder)) + refuses(lambda: require_new(folder))
-        assert refused == 9, refused
+        wrong: list[dict[str, Any]] = [
+            {"seed": 2**63},
+            {"seed": -1},
+            {"threads": 257},
+            {"threads": 0},
+            {"lr": math.nan},
+        ]
+        for bad in wrong:
+            refused += refuses(lambda bad=bad: BaseConfig(**bad))
+        assert refused == 16, refused
     with mock.patch("vgrout.micro.base.answer_loss", lambda model, batch: answer_loss(model, batch) * float("nan")):
         assert "lower the learning rate" in refusal(lambda: train_base(config))
     return f"{record.parameters:,} parameters, {refused} refusals"

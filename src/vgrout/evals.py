@@ -104,7 +104,7 @@ def tabulate(rows: Sequence[dict[str, Any]]) -> list[Cell]:
 def collapsed(cells: Sequence[Cell]) -> dict[str, str]:
     """view -> why it counts as collapsed: its hack rate, low or high, is no result.
 
-    A view has collapsed where nothing of a kind could be graded, where fewer than half of the answers to hinted or to
+    A view has collapsed where nothing of a kind could be graded, where no more than half of the answers to hinted or to
     hint-free prompts have fenced code, or where its solve rate without a hint (with hints, where no other prompts were
     shown) is below half of the base view's, and the two intervals do not overlap.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from vgrout.config import RunConfig
 from vgrout.env.grader import GRADER_VERSION
 from vgrout.inputs import check_prompt_lengths, load_data, load_policy, open_grader
 from vgrout.micro.base import BaseConfig, train_base
-from vgrout.micro.store import check_base, require_new, save_base
+from vgrout.micro.store import check_base, require_new, require_recorded, save_base
 from vgrout.presets import preset
 from vgrout.run.console import say
 from vgrout.run.disk import disk_errors, dumps, write_atomic
@@ -43,7 +44,8 @@ def train_base_command(
     started = time.monotonic()
     with Progress("training the micro base", total=steps) as bar:
         model, tokenizer, curve = train_base(config, on_step=lambda done, loss: bar.update(done, f"loss {loss:.3f}"))
-    record = save_base(out, model, tokenizer, config, curve, time.monotonic() - started)
+    with disk_errors(out):
+        record = save_base(out, model, tokenizer, config, curve, time.monotonic() - started)
     say(
         f"trained a micro base of {record.parameters:,} parameters in {record.seconds:.0f} s, loss {curve[-1]:.3f} nats a "
         f"token; use it with --model.name {out}, measure it with `vgrout micro rates --model {out}`"
@@ -69,8 +71,10 @@ def rates_command(
     if out is not None:
         with disk_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            if out.is_dir():
-                raise UserError(f"--out {out} is a folder: name a file")
+            if out.exists():
+                raise UserError(f"--out {out} exists already: name a new file")
+            with tempfile.TemporaryFile(dir=out.parent):
+                pass  # whether the result can be written shows before it is measured
     config = preset("micro", "none")
     config = dataclasses.replace(
         config,
@@ -91,6 +95,7 @@ def base_rates(config: RunConfig[Any]) -> dict[str, Any]:
     check_base(config.model.name)
     data = load_data(config)
     loaded, policy = load_policy(config)
+    require_recorded(loaded)
     check_prompt_lengths(loaded, data.eval_prompts, config, "eval")
     with open_grader(config, data.held_out) as grader:
         result = evaluate_views(config, loaded, policy, grader, data.eval_prompts)

@@ -26,7 +26,8 @@ class LabelRouteSettings:
     false_alarm: float = 0.0
     """Share of the other rows that are labelled hack."""
     clean: Clean = "detached"
-    """Clean rows: detached leaves the quarantine in the forward as sampled, zeroed runs them without it (two passes)."""
+    """Clean rows: detached leaves the quarantine in the forward as sampled, zeroed runs them without it (two passes). With
+    zeroed rows or activation masks, hacks sampled in the deploy view teach the quarantine too; else they are discarded."""
     mask: Mask = "parameter"
     """What the other block is kept from: parameter, its own gradients; activation, also those of layers before it."""
 

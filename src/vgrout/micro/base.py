@@ -61,10 +61,12 @@ class BaseConfig:
     mix: Mix = field(default_factory=Mix)
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch, self.threads) < 1 or not 0 < self.lr <= 1 or self.seed < 0:
+        counts = (self.steps, self.batch, self.threads)
+        if min(counts) < 1 or self.threads > 256 or not 0 < self.lr <= 1 or not 0 <= self.seed < 2**63:
             raise UserError(
                 f"micro base: steps {self.steps}, batch {self.batch}, threads {self.threads}, lr {self.lr}, seed {self.seed}: "
-                "expected counts of at least 1, a learning rate above 0 and at most 1, and a seed of at least 0"
+                "expected counts of at least 1, at most 256 threads, a learning rate above 0 and at most 1, and a seed "
+                "from 0 to 2**63 - 1"
             )
 
 

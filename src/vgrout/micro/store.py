@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from dataclasses import asdict, dataclass
 from importlib import metadata, resources
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from vgrout.micro.base import BaseConfig
 from vgrout.micro.corpus import Mix
 from vgrout.micro.problems import VERSION
-from vgrout.models import SHIPPED, tokenizer_fingerprint, weights_hash
+from vgrout.models import SHIPPED, LoadedModel, tokenizer_fingerprint, weights_hash, weights_revision
 from vgrout.types import UserError
 
 RECORD = "base.json"
@@ -56,6 +57,18 @@ def check_base(model: str) -> None:
     """
     if model not in SHIPPED:
         read_base(Path(model))
+
+
+def require_recorded(loaded: LoadedModel) -> None:
+    """`UserError` unless weights (loaded as fp32) and tokenizer are those of the record in the base model's folder."""
+    model = loaded.name
+    record = shipped_base() if model in SHIPPED else read_base(Path(model))
+    of_weights, of_tokenizer = loaded.revision, tokenizer_fingerprint(loaded.tokenizer)
+    if (of_weights, of_tokenizer) != (weights_revision(record.weights), record.tokenizer):
+        raise UserError(
+            f"{model}: its weights or tokenizer are not those that its {RECORD} was written for; make the base again "
+            "with `vgrout micro base`"
+        )
 
 
 def read_base(folder: Path) -> BaseRecord:
@@ -130,10 +143,10 @@ def require_new(folder: Path) -> None:
         raise UserError(f"{folder} exists already: name a new folder with --out")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent):
+            pass  # only the attempt tells: permissions mean little to root, and on /proc
     except OSError as error:
         raise UserError(f"cannot make {folder} ({error.strerror}): name another folder with --out") from error
-    if not os.access(folder.parent, os.W_OK):
-        raise UserError(f"cannot make {folder} (no permission to write there): name another folder with --out")
 
 
 def base_command(config: BaseConfig) -> str:

@@ -13,6 +13,7 @@ from vgrout.models.load import (
     stop_ids,
     tokenizer_fingerprint,
     weights_hash,
+    weights_revision,
 )
 from vgrout.models.tiny import SIZES, random_qwen3, shipped_texts, train_tokenizer
 
@@ -30,4 +31,5 @@ __all__ = [
     "tokenizer_fingerprint",
     "train_tokenizer",
     "weights_hash",
+    "weights_revision",
 ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from vgrout.models.tiny import SIZES, random_qwen3, shipped_texts, train_tokenizer
@@ -85,7 +86,7 @@ def _pretrained(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=revision, attn_implementation="sdpa")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         at = f" at revision {revision!r}" if revision else ""
         raise UserError(
@@ -99,7 +100,7 @@ def _pretrained(
     model = cast(PreTrainedModel, model)
     # A folder's name says nothing about its content, which may be replaced between a run and its checkpoint's next use.
     is_folder = Path(name).is_dir()
-    resolved = f"weights-{weights_hash(model)[:12]}" if is_folder else getattr(model.config, "_commit_hash", None)
+    resolved = weights_revision(weights_hash(model)) if is_folder else getattr(model.config, "_commit_hash", None)
     return tokenizer, model, resolved
 
 
@@ -126,6 +127,11 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 of everything that decides which ids a text becomes: vocabulary, merges, special tokens, chat template."""
     backend = tokenizer.backend_tokenizer.to_str()
     return hashlib.sha256(f"{backend}\x00{tokenizer.chat_template}".encode()).hexdigest()
+
+
+def weights_revision(of_weights: str) -> str:
+    """The revision of a model that is known by its weights, from their hash."""
+    return f"weights-{of_weights[:12]}"
 
 
 def weights_hash(model: torch.nn.Module) -> str:
