@@ -16,8 +16,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gzip
 import hashlib
 import io
+import itertools
 import json
 import tempfile
 from collections.abc import Generator, Sequence
@@ -251,7 +253,9 @@ def _():
 def _():
     data, folder = shared_folder(), Path(ROOT.name)
     convert_leetcode_dataset(data / "LeetCodeDataset-v0.2.0-train.jsonl.gz", folder / "converted.jsonl", limit=60)
-    held_out = data / "leetcode_test_medhard.jsonl.gz"
+    held_out = folder / "held_out.jsonl"  # a part of it: every run parses the whole file, with 12,592 asserts
+    with gzip.open(data / "leetcode_test_medhard.jsonl.gz", "rt", encoding="utf-8") as rows:
+        held_out.write_text("".join(itertools.islice(rows, 20)), encoding="utf-8")
     names = []
     for name in INTERVENTIONS:
         config = smoke(name, steps=2, problems=str(folder / "converted.jsonl"), eval_problems=str(held_out))
