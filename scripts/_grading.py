@@ -25,6 +25,14 @@ def opened(workers: int = 1, limits: sandbox.Limits = SHORT, **options: tuple[st
     return Grader([TOTAL], workers=workers, limits=limits, cpu_limits={"total": 1.0}, **options)
 
 
+def by_and_by(holds: Callable[[], bool], seconds: float = 20) -> bool:
+    """Whether `holds` becomes true in that time: what the kernel does a moment later is looked at until it is done."""
+    deadline = time.monotonic() + seconds
+    while not (held := holds()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return held
+
+
 def servers_of(grader: Grader) -> list[int]:
     """Process ids of the grader's fork-servers, once each worker has started its own."""
     deadline = time.monotonic() + 30

@@ -194,7 +194,7 @@ def _reason(end: Exit, limits: Limits) -> str:
         return {"wall": "wall", "line": "oversize", "stdout": "oversize", "folder": "oversize"}.get(end.killed, "died")
     if os.WIFSIGNALED(end.status):
         number = os.WTERMSIG(end.status)
-        if number == signal.SIGKILL and end.cpu_s > 0.75 * limits.cpu_s:
+        if number == signal.SIGKILL and end.cpu_s > 0.5 * limits.cpu_s:
             return "cpu"
         if number not in _FATAL_SIGNALS:
             raise InfraError(f"the child was killed from outside (signal {number})")
