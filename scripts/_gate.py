@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -30,6 +31,8 @@ from loguru import logger
 os.environ.setdefault("VGROUT_TYPECHECK", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Decompositions of tiny models are no business of the user's own cache.
+os.environ.setdefault("VGROUT_CACHE", str(Path(tempfile.gettempdir()) / f"vgrout-gates-{os.getuid()}"))
 
 
 # Runs log their tables too; a gate's output is its invariants.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,13 +53,21 @@ def norms_in_fp64(model: nn.Module) -> None:
             setattr(model.get_submodule(parent), child, norm)
 
 
-def adapted(*, rank: int = 3, fold: bool = True, moved: float = 0.05, double: bool = True) -> tuple[nn.Module, Adapter]:
+def adapted(
+    *,
+    rank: int = 3,
+    fold: bool = True,
+    moved: float = 0.05,
+    double: bool = True,
+    kind: Literal["lora2r", "delta_s"] = "lora2r",
+    basis: Literal["shared", "distinct"] = "shared",
+) -> tuple[nn.Module, Adapter]:
     """A model with an adapter whose factors have moved away from their init by `moved` in every entry (std).
 
     `double` computes everything in fp64, the folded weight and the norms included.
     """
     model = qwen3()
-    adapter = attach(model, AdapterConfig(rank=rank, fold=fold))
+    adapter = attach(model, AdapterConfig(kind=kind, rank=rank, fold=fold, quarantine_basis=basis))
     if double:
         model.double()
         norms_in_fp64(model)

@@ -22,7 +22,7 @@ from _gate import Gate
 from vgrout.cli import parse_run
 from vgrout.config import RunConfig, from_dict
 from vgrout.interventions import INTERVENTIONS
-from vgrout.presets import PRESETS, preset
+from vgrout.presets import DELTA_S_LR, PRESETS, preset
 from vgrout.types import UserError
 
 gate = Gate(__doc__)
@@ -121,7 +121,16 @@ def _():
         assert (round(r.mix_ratio * g.group_size), r.teacher_off_step) == teacher[name], name
         everywhere = (c.optim.betas, c.optim.grad_clip, c.optim.weight_decay, g.clip, c.eval.temperature, c.eval.top_p)
         assert everywhere == ((0.9, 0.99), 1.0, 0.1, 0.2, 0.7, 0.95), f"{name}: {everywhere}"
-    return f"{len(table)} presets, 20 values each"
+        erase = preset(name, "erase")
+        assert erase.adapter.kind == "delta_s" and erase.optim.lr == DELTA_S_LR[name] != c.optim.lr, name
+        assert preset(name, "erase", "lora2r").optim == c.optim and c.adapter.kind == "lora2r", name
+        e = c.extraction
+        assert (e.top_k, e.noise_floor, e.k_use, e.refresh_every) == (
+            12,
+            0.25,
+            *((4, 2) if name == "smoke" else (5, 5)),
+        )
+    return f"{len(table)} presets, 26 values each"
 
 
 @gate.invariant("settings exist only under their own intervention")

@@ -53,7 +53,7 @@ def _():
 def _():
     refused("trian", says=("trian", "train"))
     refused("train", "smok", says=("smok", "smoke"))
-    refused("train", "smoke", "--intervention", "ereas", says=("ereas", "none, none_full, absorb"))
+    refused("train", "smoke", "--intervention", "ereas", says=("ereas", "none, none_full, erase"))
     refused("train", "smoke", "--env.modes", "run_test", says=("run_test", "run_tests"))
     refused("train", "smoke", "--model.name", "/nowhere/model", says=("/nowhere/model", "folder"))
     refused("train", "smoke", "--model.device", "tpu", says=("tpu", "cpu"))

@@ -178,7 +178,7 @@ def packed_linear() -> tuple[nn.Module, lora2r_module.Lora2rLinear, Tensor, Tens
 @gate.invariant("packed rows: values and all gradients, q_value's included, token by token as the formula has them")
 def _():
     _, module, owner, x, c = packed_linear()
-    adapter = Adapter([module], module.state, kind="lora2r", rank=2, init_seed=0)
+    adapter = Adapter([module], module.state, kind="lora2r", settings={"rank": 2, "init_seed": 0})
     index = TokenIndex(owner, 4)
     assert not index.row_is_rollout
     numbers = torch.rand(3, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)

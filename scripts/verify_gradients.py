@@ -67,10 +67,9 @@ def _():
             loss_of(model, torch.arange(3)).backward()
         # In the deploy view the quarantine's factors are its init, which is no parameter.
         for block in ("deployed", "quarantine") if view == "full" else ("deployed",):
-            for module, dA, dB in recorder.kept.values():
-                k = module.block_columns(block)
-                for key, mine in (("A", dA[:, k]), ("B", dB[..., k])):
-                    name = f"{module.name}.{key}"
+            for module, own in recorder.kept.values():
+                for t, part in module.parts(block):
+                    mine, name = own[t.key][(slice(None), *part)], f"{module.name}.{t.key}"
                     error_sum = max(error_sum, largest(mine.sum(0), whole[block, name]))
                     error_own = max(error_own, *(largest(mine[row], alone[row][block, name]) for row in range(3)))
         scale = max(scale, *(float(g.abs().max()) for g in whole.values()))
@@ -117,7 +116,7 @@ def _():
         module.state.recorder = recorder
         (module(x) * c).sum().backward()  # padding carries a gradient here, and must reach nobody
         if isinstance(recorder, PerRollout):
-            for found, wanted in zip(recorder.kept["q_proj"][1:], zip(*by_rollout), strict=True):
+            for found, wanted in zip(recorder.kept["q_proj"][1].values(), zip(*by_rollout), strict=True):
                 error = max(error, largest(found, torch.stack(wanted)))
             error = max(error, largest(recorder.c_probe()["q_proj"], torch.stack(probes)))
             recorder.route(shares)

@@ -117,7 +117,7 @@ def _() -> str:
         )
         assert plain == routes[0], f"{c.name} differs in more than clean route, mask and baseline"
         assert (c.settings.clean == "zeroed") == (c.settings.mask == "activation"), c.settings
-    assert len(DEMO) == 5 and len(QUICK) == 2 and len(EVERY) == 7
+    assert len(DEMO) == 5 and len(QUICK) == 2 and len(EVERY) == 8
     shown = {(a.settings["clean"], a.grpo["advantage_baseline"]) for a in DEMO if a.intervention == "label_route"}
     assert shown == {("detached", "block"), ("detached", "group"), ("zeroed", "block")}
     return f"{len(EVERY)} arms"

@@ -49,7 +49,8 @@ def _usage() -> str:
 def parse_run(name: str, args: Sequence[str], prog: str) -> Any:
     """The preset's configuration with the command line's overrides.
 
-    The intervention is read first, because its name decides which settings exist: `--NAME.setting`.
+    The intervention is read first, because its name decides which settings exist (`--NAME.setting`), and the adapter,
+    because it decides the preset's learning rate.
     """
     from vgrout.config import RunConfig
     from vgrout.interventions import INTERVENTIONS, intervention_class
@@ -61,7 +62,7 @@ def parse_run(name: str, args: Sequence[str], prog: str) -> Any:
     named = tyro.conf.arg(name=intervention)
     settings: Any = Annotated[intervention_class(intervention).Settings, named]  # ty: ignore[invalid-type-form]
     description = f"Trains with one of the interventions {', '.join(INTERVENTIONS)}; their settings are --NAME.setting."
-    default = preset(name, intervention)
+    default = preset(name, intervention, _option(args, "--adapter.kind", default="") or None)
     return parse(RunConfig[settings], args, prog, default=default, description=description)
 
 

@@ -15,6 +15,8 @@ import tyro
 from beartype.door import is_bearable
 
 from vgrout.adapter import AdapterConfig
+from vgrout.directions.config import ExtractionConfig
+from vgrout.directions.placebo import parse_source
 from vgrout.env.modes import LOOPHOLES, mode_named
 from vgrout.grpo import GrpoConfig
 from vgrout.interventions import intervention_class
@@ -159,6 +161,11 @@ class RunConfig(Generic[Settings]):
     eval_problems: str | None = None
     """Held-out problems: a file, builtin, micro (its test split) or micro:validation; none: the held-out part of the
     training problems' own set, or of the built-in set where they are a file."""
+    pairs: str = "core"
+    """Contrastive pairs: a shipped set or a .md file, then #HEADING-PREFIX and @TAG to choose among them; comma-joined."""
+    direction: str = "real"
+    """What the direction is made from: real (the pairs), a placebo (haar:SEED, shuffled:SEED, content:FILE), or
+    oracle:FILE (labelled rollouts, an upper bound)."""
     out: Path = Path("out")
     """Folder that receives runs/NAME."""
     name: str | None = None
@@ -170,6 +177,7 @@ class RunConfig(Generic[Settings]):
     model: ModelConfig = field(default_factory=ModelConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    extraction: ExtractionConfig = field(default_factory=ExtractionConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -177,6 +185,7 @@ class RunConfig(Generic[Settings]):
 
     def __post_init__(self) -> None:
         intervention_class(self.intervention)
+        parse_source(self.direction)
         if self.steps < 1 or self.checkpoint_every < 1:
             raise UserError(f"steps {self.steps} and checkpoint_every {self.checkpoint_every} must be at least 1")
         seeds = (
@@ -191,10 +200,16 @@ class RunConfig(Generic[Settings]):
 
     def require_oracle_permission(self) -> None:
         """Refuses an upper bound that was not asked for by name and by flag."""
-        if intervention_class(self.intervention).oracle and not self.allow_oracle:
-            raise UserError(
-                f"--intervention {self.intervention} reads ground truth, so it is an upper bound: allow it with --allow-oracle"
-            )
+        if self.upper_bound and not self.allow_oracle:
+            cls = intervention_class(self.intervention)
+            what = f"--intervention {self.intervention}" if cls.oracle else f"--direction {self.direction}"
+            raise UserError(f"{what} reads ground truth, so it is an upper bound: allow it with --allow-oracle")
+
+    @property
+    def upper_bound(self) -> bool:
+        """Whether ground truth reaches the updates by another way than the reward."""
+        cls = intervention_class(self.intervention)
+        return cls.oracle or (cls.needs_direction and parse_source(self.direction).upper_bound)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for config.json."""

@@ -6,8 +6,9 @@ never stands without its solve figure: a model that answers nothing has no hacks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 from vgrout.rollout.base import Request, Sampler
@@ -65,13 +66,18 @@ def evaluate(
     *,
     samples: int = 1,
     sets: str = "held-out",
+    twins: Mapping[View, View] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Samples every prompt `samples` times in every view, grades, and returns the content of eval.json.
 
-    The sampler carries the evaluation's own seed; training draws are untouched.
+    `twins` names, for a view whose weights are those of another, that other: the answers would be the same, token by
+    token, so they are taken over where the other has been evaluated. The sampler carries the evaluation's own seed; training draws are untouched.
     """
     rows: list[dict[str, Any]] = []
     for view in views:
+        if (twin := twins.get(view)) in views[: views.index(view)]:
+            rows += [row | {"view": view} for row in rows if row["view"] == twin]
+            continue
         requests = [Request(p, view, f"eval/{i}/{k}") for i, p in enumerate(prompts) for k in range(samples)]
         with Progress(f"evaluating the {view} view", total=len(requests)) as bar:
 

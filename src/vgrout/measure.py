@@ -42,7 +42,9 @@ class Clock:
 
     def columns(self) -> dict[str, float]:
         """The seconds_* columns; what a step did not do took no time."""
-        phases = {f"seconds_{name}": self.seconds.get(name, 0.0) for name in ("generate", "grade", "update")}
+        phases = {
+            f"seconds_{name}": self.seconds.get(name, 0.0) for name in ("generate", "grade", "update", "direction")
+        }
         return phases | {"seconds_total": perf_counter() - self._start}
 
 

@@ -30,6 +30,8 @@ from vgrout.run.live import LiveTable
 from vgrout.run.logs import latest_metrics
 from vgrout.types import UserError
 
+PRELOAD = ["vgrout.train", "transformers.models.qwen3.modeling_qwen3", "vgrout.micro.preload"]
+"""What every run needs and takes seconds to import."""
 POLL_SECONDS = 0.5
 STOP_SECONDS = 10.0
 PR_SET_PDEATHSIG = 1
@@ -101,7 +103,7 @@ def run_side_by_side(
 
 def start_server() -> None:
     """Starts the process that the runs are forked from, which imports the package meanwhile; at most one is started."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["vgrout.train"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
     with one_thread_per_process():
         forkserver.ensure_running()
 

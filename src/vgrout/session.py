@@ -14,6 +14,9 @@ import torch
 
 from vgrout.adapter.checkpoint import CheckpointInfo, save_checkpoint
 from vgrout.config import RunConfig
+from vgrout.direction_inputs import open_direction
+from vgrout.directions.live import LiveDirection
+from vgrout.directions.meter import Meter
 from vgrout.env.draw import Draw
 from vgrout.env.grader import GRADER_VERSION, Grader
 from vgrout.env.partition import save_partition
@@ -41,7 +44,7 @@ from vgrout.run.console import say
 from vgrout.run.disk import require_writable
 from vgrout.run.folder import LIMITS, RunFolder
 from vgrout.run.table import StepTable, summary_table
-from vgrout.types import Group, Prompt, Rollout, StepRow, UserError, Verdict
+from vgrout.types import Group, Prompt, Rollout, StepRow, UserError, Verdict, View
 
 
 @dataclass
@@ -59,6 +62,8 @@ class Session:
     grader: Grader
     data: Data
     table: StepTable
+    direction: LiveDirection | None
+    meter: Meter
     hacked: bool = False
 
     @property
@@ -73,6 +78,13 @@ class Session:
         """Waits for the verdicts of a step's rollouts."""
         ids = [r.id for group in groups for r in group.rollouts]
         return dict(zip(ids, self.grader.collect(ids), strict=True))
+
+    def renew_direction(self, step: int) -> dict[str, float | None]:
+        """Renews the direction where it is due; its columns of the metrics."""
+        if self.direction is None:
+            return {}
+        self.direction.after_step(step)
+        return self.direction.stats()
 
     def log(self, row: StepRow, records: list[dict[str, Any]]) -> None:
         """Rollouts first: a metrics line vouches for them."""
@@ -137,6 +149,8 @@ def open_session(config: RunConfig[Any], limits: Mapping[str, float] | None = No
     check_prompt_lengths(loaded, [p for step in steps for p in step], config, "rollout")
     check_prompt_lengths(loaded, data.eval_prompts, config, "eval")
     intervention = intervention_class(config.intervention)(config.settings, policy.adapter, config.seed)
+    direction = open_direction(config, loaded, policy, data.train)
+    intervention.prepare(direction)
     sampler = make_sampler(config, loaded, policy, data, steps, routed=intervention.routed)
     shown = {p.problem_id for step in steps for p in step} | {p.problem_id for p in data.eval_prompts}
     with open_grader(config, [p for p in (*data.train, *data.held_out) if p.id in shown], limits) as grader:
@@ -168,6 +182,8 @@ def open_session(config: RunConfig[Any], limits: Mapping[str, float] | None = No
                 grader,
                 data,
                 StepTable(COLUMNS),
+                direction,
+                Meter(policy.adapter, direction),
             )
 
 
@@ -182,10 +198,13 @@ def evaluate_views(
     name = config.eval_problems or f"held-out part of {config.problems if config.problems in SETS else 'builtin'}"
     header = {
         "intervention": config.intervention,
-        "upper_bound": intervention_class(config.intervention).oracle,
+        "upper_bound": config.upper_bound,
         "missing_layers": list(grader.missing_layers),
     }
-    return evaluate(sampler, grader, prompts, e.views, samples=e.samples, sets=name) | header
+    twins: dict[View, View] = {}
+    if policy.adapter.block_norm("quarantine", "moved") == 0:
+        twins["deploy"] = "full"  # there is nothing to ablate
+    return evaluate(sampler, grader, prompts, e.views, samples=e.samples, sets=name, twins=twins) | header
 
 
 def eval_table(result: dict[str, Any], config: RunConfig[Any]) -> str:
@@ -216,5 +235,7 @@ def view_table(result: dict[str, Any], title: str) -> str:
 
 def marked(config: RunConfig[Any]) -> str:
     """The intervention's name, with the mark that every output of an upper bound carries."""
-    oracle = intervention_class(config.intervention).oracle
-    return config.intervention + (" (UPPER BOUND: reads ground truth)" if oracle else "")
+    name = config.intervention
+    if intervention_class(name).needs_direction and config.direction != "real":
+        name += f" ({config.direction})"
+    return name + (" (UPPER BOUND: reads ground truth)" if config.upper_bound else "")

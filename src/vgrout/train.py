@@ -42,17 +42,29 @@ def loop(s: Session) -> None:
         with clock.phase("update"):
             rewards, keep = s.intervention.shape_rewards(seen)
             stats = update(
-                s.policy, groups, seen, rewards, keep, s.intervention, config.grpo, max_new=s.max_new, step=step
+                s.policy,
+                groups,
+                seen,
+                rewards,
+                keep,
+                s.intervention,
+                config.grpo,
+                max_new=s.max_new,
+                step=step,
+                by_source=s.meter.active,
             )
-            s.intervention.edit_gradients(adapter)
+            with s.meter.edit(stats.teacher_gradient):
+                s.intervention.edit_gradients(adapter)
             norms = gradient_norms(adapter)
             s.optimizer.clip()
             lr = learning_rate(step, config.steps, config.optim)
-            updates = s.intervention.edit_update(s.optimizer.propose(lr))
+            updates = s.meter.update(s.intervention.edit_update(s.optimizer.propose(lr)))
             adapter.apply(updates, decay=lr * config.optim.weight_decay)
             s.intervention.after_step(step)
             s.sampler.sync(adapter)
+        with clock.phase("direction"):
+            direction = s.renew_direction(step)
 
-        measured = norms | s.intervention.stats() | clock.columns() | {"lr": lr}
+        measured = norms | s.meter.values | direction | s.intervention.stats() | clock.columns() | {"lr": lr}
         s.log(step_row(step, verdicts, stats, measured, beta=config.grpo.beta), rollout_records(verdicts, stats))
         s.checkpoint(step + 1, first_hack=verdicts.student_hack)

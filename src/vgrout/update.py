@@ -48,6 +48,8 @@ class UpdateStats:
     gap: list[float | None]
     """Mean absolute difference, in nats per token, of the sampler's and the trainer's log-probabilities."""
     gap_max: float | None = None
+    teacher_gradient: list[Tensor] | None = None
+    """The teacher rows' part of the gradient, one tensor per trainable; None: no such row, or not asked for."""
     n_zero_groups: int = 0
     n_tokens: int = 0
     loss: float = 0.0
@@ -77,11 +79,13 @@ def update(
     *,
     max_new: int,
     step: int,
+    by_source: bool = False,
 ) -> UpdateStats:
     """Leaves the routed gradient of the step's loss in the adapter's `.grad`.
 
     `loss = sum over tokens of (policy loss + beta KL) * weight`, with the fixed weights of `grpo.token_weights`.
     `rewards` and `keep` are those of `intervention.shape_rewards`; `seen` only hands labels to declared upper bounds.
+    `by_source`: teacher rows first and in batches of their own, so that their part of the gradient can be kept.
     """
     rollouts = [r for group in groups for r in group.rollouts]
     A = advantage(rewards, keep, std_norm=config.std_norm)
@@ -98,10 +102,14 @@ def update(
     live = _rows_to_forward(weights, rewards, keep, config)
     loss = StepLoss(policy, rollouts, A.flatten(), config, max_new, stats)
     policy.adapter.zero_grad()
-    if route.needs_forward:
-        _forward_strategy(loss, live, route.resolve(rows.views), weights, as_sampled(rows.views))
-    else:
-        _gradient_strategy(loss, live, weights)
+    of_teacher = [i for i in live if by_source and rollouts[i].source == "teacher"]
+    for some in (of_teacher, sorted(set(live) - set(of_teacher))):
+        if route.needs_forward:
+            _forward_strategy(loss, some, route.resolve(rows.views), weights, as_sampled(rows.views))
+        else:
+            _gradient_strategy(loss, some, weights)
+        if some is of_teacher and some:
+            stats.teacher_gradient = [g.clone() for g in policy.adapter.gradients()]
     return stats
 
 

@@ -7,17 +7,19 @@ nest. A view and a route each say what the whole forward is, so the inner one ac
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vgrout.adapter.route import BLOCKS, ForwardMasks, Route
+from vgrout.adapter.basis import fingerprint
+from vgrout.adapter.linear import AdaptedLinear, AdapterState, Observer, Recorder, Trainable
+from vgrout.adapter.route import BLOCKS, Route
 from vgrout.adapter.tokens import TokenIndex
 from vgrout.types import UserError, View
 
@@ -40,87 +42,7 @@ TARGETS = frozenset(
     ]
 )
 """Last name components of the linears that are wrapped (spec 3). Embeddings and lm_head never are."""
-
-
-@runtime_checkable
-class Recorder(Protocol):
-    """Receives each adapted linear's factors of the parameter gradient, once, in the backward pass.
-
-    Under a route, `h` and `grad_h` carry its factors of the backward, so dA = grad_h^T x and dB = grad_y^T h still hold.
-    """
-
-    def collect(
-        self,
-        module: AdaptedLinear,
-        x: Float[Tensor, "R L i"],
-        h: Float[Tensor, "R L k"],
-        grad_h: Float[Tensor, "R L k"],
-        grad_y: Float[Tensor, "R L o"],
-    ) -> None: ...
-
-
-@dataclass
-class AdapterState:
-    """What the adapted linears read in their forward; changed only through the context managers of `Adapter`."""
-
-    view: View = "full"
-    masks: ForwardMasks | None = None
-    """Of the current route. Views put None here: without a route the forward never looks at it twice."""
-    merged: View | None = None
-    shares: tuple[Float[Tensor, "R 1 1"], ...] = ()
-    """For each view beside the merged one: 1 for the batch rows that are in it, 0 for the others."""
-    recorder: Recorder | None = None
-
-
-@dataclass(frozen=True)
-class Trainable:
-    """A trainable tensor, its frozen init, and the part of it that belongs to each block."""
-
-    key: str
-    value: nn.Parameter
-    init: Tensor
-    parts: dict[str, tuple[slice, ...]]
-
-
-class AdaptedLinear(nn.Module, ABC):
-    """A target linear with its adapter. `weight` holds the training form of the frozen weight, or a merged one."""
-
-    def __init__(self, linear: nn.Linear, name: str, state: AdapterState):
-        super().__init__()
-        self.name, self.state = name, state
-        self.weight = nn.Parameter(linear.weight.detach(), requires_grad=False)
-        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
-        host = linear.weight.detach().to("cpu", copy=True)
-        self.pristine = host.pin_memory() if linear.weight.is_cuda else host
-        """Host copy of the original weight: every merge and restore starts from it, never from a rounded result."""
-        self.differences: tuple[tuple[Tensor, Tensor], ...] = ()
-        """Factors (A, B) that lead from the merged view to each view of `AdapterState.shares`."""
-
-    @abstractmethod
-    def trainables(self) -> list[Trainable]: ...
-
-    @abstractmethod
-    def delta(self, view: View) -> Float[Tensor, "o i"]:
-        """Net change of the weight in this view, fp32; exactly 0 for `base`."""
-
-    @abstractmethod
-    def difference(self, view: View, merged: View) -> tuple[Float[Tensor, "k i"], Float[Tensor, "o k"]]:
-        """(A, B) with B A = delta(view) - delta(merged), in the weight's dtype."""
-
-    @abstractmethod
-    def training_weight(self, pristine: Float[Tensor, "o i"]) -> Float[Tensor, "o i"]:
-        """The frozen weight that the training forward uses."""
-
-    @torch.no_grad()
-    def load_weight(self, view: View | None) -> None:
-        """Writes the merged weight of `view` (None: the training form) in place, from the pristine copy."""
-        pristine = self.pristine.to(self.weight.device, non_blocking=True)
-        if view is None:
-            self.weight.copy_(self.training_weight(pristine))
-        elif view == "base":
-            self.weight.copy_(pristine)
-        else:
-            self.weight.copy_(pristine.float() + self.delta(view))
+_SEED_STRIDE = 100_003
 
 
 def target_linears(model: nn.Module) -> list[tuple[str, nn.Linear]]:
@@ -136,12 +58,46 @@ def target_linears(model: nn.Module) -> list[tuple[str, nn.Linear]]:
     return found
 
 
+def replace_targets(
+    model: nn.Module, make: Callable[[nn.Linear, str, AdapterState, int], AdaptedLinear], init_seed: int
+) -> tuple[list[AdaptedLinear], AdapterState]:
+    """Replaces every target linear in place by what `make(linear, name, state, seed)` returns; freezes everything else.
+
+    Seeds are `init_seed * stride + module index`, so that neighbouring init seeds share no module's.
+    """
+    model.requires_grad_(False)
+    state = AdapterState()
+    modules: list[AdaptedLinear] = []
+    for index, (name, linear) in enumerate(target_linears(model)):
+        module = make(linear, name, state, init_seed * _SEED_STRIDE + index)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, module)
+        modules.append(module)
+    return modules, state
+
+
 class Adapter:
     """The adapted linears of one model and their shared state."""
 
-    def __init__(self, modules: list[AdaptedLinear], state: AdapterState, *, kind: str, rank: int, init_seed: int):
+    def __init__(
+        self, modules: list[AdaptedLinear], state: AdapterState, *, kind: str, settings: Mapping[str, int | str]
+    ):
         self.modules, self.state = modules, state
-        self.kind, self.rank, self.init_seed = kind, rank, init_seed
+        self.kind, self.settings = kind, dict(settings)
+        """Name of the adapter, and what was asked of it that decides what its tensors mean."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over every module's name and frozen basis: tensors of equal shape in another basis mean something else."""
+        digest = hashlib.sha256()
+        for module in self.modules:
+            digest.update(f"{module.name} {fingerprint(*module.basis)}\n".encode())
+        return digest.hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """What checkpoints and directions must share with the adapter that they are loaded for."""
+        ranks = {module.name: module.rank for module in self.modules}
+        return {"adapter": self.kind, **self.settings, "module_ranks": ranks, "basis": self.fingerprint}
 
     @contextmanager
     def view(self, view: View) -> Generator[None]:
@@ -169,6 +125,12 @@ class Adapter:
     def recording(self, recorder: Recorder) -> Generator[None]:
         """Parameter gradients go to `recorder` instead of autograd's `.grad`; gradients of activations are unchanged."""
         with self._holding(recorder=recorder):
+            yield
+
+    @contextmanager
+    def observed(self, observer: Observer) -> Generator[None]:
+        """Every forward in here shows the inputs of the adapted linears to `observer`."""
+        with self._holding(observer=observer):
             yield
 
     @contextmanager
@@ -240,6 +202,37 @@ class Adapter:
 
     def parameters(self) -> list[nn.Parameter]:
         return [t.value for _, t in self.trainables()]
+
+    def gradients(self) -> list[Tensor]:
+        """`.grad` of every trainable; zeros where there is none."""
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters()]
+
+    def deployed(self, tensors: Sequence[Tensor]) -> dict[str, Float[Tensor, " d"]]:
+        """Of tensors like the trainables, one for each: each module's part of the deployed block as one vector.
+
+        These are the coordinates in which a gradient or an update is erased.
+        """
+        return {
+            module.name: torch.cat([tensor[part].reshape(-1) for tensor, part in parts])
+            for module, parts in self._deployed_parts(tensors)
+        }
+
+    def set_deployed(self, tensors: Sequence[Tensor], vectors: Mapping[str, Float[Tensor, " d"]]) -> None:
+        """Writes vectors as `deployed` gives them back into the tensors, for the modules that are named."""
+        for module, parts in self._deployed_parts(tensors):
+            if module.name in vectors:
+                pieces = vectors[module.name].split([tensor[part].numel() for tensor, part in parts])
+                for (tensor, part), piece in zip(parts, pieces, strict=True):
+                    tensor[part] = piece.view(tensor[part].shape).to(tensor.dtype)
+
+    def _deployed_parts(
+        self, tensors: Sequence[Tensor]
+    ) -> Iterator[tuple[AdaptedLinear, list[tuple[Tensor, tuple[slice, ...]]]]]:
+        """Each module with the tensors that belong to its trainables, and the deployed block's part of each."""
+        rest = iter(tensors)
+        for module in self.modules:
+            own = [(t, next(rest)) for t in module.trainables()]
+            yield module, [(tensor, t.parts["deployed"]) for t, tensor in own if "deployed" in t.parts]
 
     def zero_grad(self) -> None:
         """Every gradient becomes a zero tensor, so that a block that received nothing is 0 and not absent."""

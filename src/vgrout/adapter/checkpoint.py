@@ -101,17 +101,7 @@ def load_checkpoint(path: Path, adapter: Adapter, info: CheckpointInfo, *, inter
 
 
 def _identity(adapter: Adapter, info: CheckpointInfo) -> dict[str, Any]:
-    ranks = {module.name: getattr(module, "rank", 0) for module in adapter.modules}
-    return {
-        "format": FORMAT,
-        "model": info.model,
-        "revision": info.revision,
-        "dtype": info.dtype,
-        "adapter": adapter.kind,
-        "rank": adapter.rank,
-        "init_seed": adapter.init_seed,
-        "module_ranks": ranks,
-    }
+    return {"format": FORMAT, "model": info.model, "revision": info.revision, "dtype": info.dtype} | adapter.identity()
 
 
 def _require_same(path: Path, metadata: dict[str, Any], adapter: Adapter, info: CheckpointInfo) -> None:

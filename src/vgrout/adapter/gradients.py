@@ -1,17 +1,20 @@
 """From one backward pass to the blocks' gradients: each rollout's own, or already summed under a known route.
 
-With h = A x, the gradient of rollout i is dB_i = sum_t grad_y_t h_t^T and dA_i = sum_t grad_h_t x_t^T over its tokens t.
+What a backward leaves at an adapted linear (its `Factors`) is enough for every parameter gradient of its adapter, whole
+or rollout by rollout or token by token; the adapter's own module knows the formula (`AdaptedLinear.block_gradients`,
+`rollout_gradients`). The classes here say what becomes of them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from vgrout.adapter.base import AdaptedLinear
-from vgrout.adapter.lora2r import Lora2rLinear
+from vgrout.adapter.linear import AdaptedLinear, Factors
 from vgrout.adapter.route import BLOCKS
 from vgrout.adapter.tokens import TokenIndex
 from vgrout.types import View
@@ -33,56 +36,80 @@ class BlockSums:
             elif bool((column != 0).any()):
                 self.shares[block] = index.spread(column.to(index.rollout.device))
 
-    def collect(self, module: AdaptedLinear, x: Tensor, h: Tensor, grad_h: Tensor, grad_y: Tensor) -> None:
-        """Implements `Recorder` for lora2r."""
-        assert isinstance(module, Lora2rLinear)
-        flat_x, flat_grad_y = x.flatten(0, 1), grad_y.flatten(0, 1)
-        for block, share in self.shares.items():
-            k = module.block_columns(block)
-            h_b, grad_h_b = h[..., k], grad_h[..., k]
-            if share is not None:
-                h_b, grad_h_b = h_b * share.to(h.dtype), grad_h_b * share.to(h.dtype)
-            _accumulate(module.A, (k,), grad_h_b.flatten(0, 1).T @ flat_x)
-            _accumulate(module.B, (slice(None), k), flat_grad_y.T @ h_b.flatten(0, 1))
+    def collect(self, module: AdaptedLinear, factors: Factors) -> None:
+        """Implements `Recorder`."""
+        _add(module, factors, self.shares)
 
 
 class PerRollout:
-    """Keeps every rollout's own dA, dB of this batch until a gate that reads them has decided the route.
+    """Keeps every rollout's own gradients of this batch until a gate that reads them has decided the route.
 
     Memory: n times the adapter's size in the compute dtype, for the n rollouts of one micro-batch.
     """
 
     def __init__(self, index: TokenIndex):
         self.index = index
-        self.kept: dict[str, tuple[Lora2rLinear, Tensor, Tensor]] = {}
+        self.kept: dict[str, tuple[AdaptedLinear, dict[str, Tensor]]] = {}
         self._views: dict[str, View] = {}
 
-    def collect(self, module: AdaptedLinear, x: Tensor, h: Tensor, grad_h: Tensor, grad_y: Tensor) -> None:
-        """Implements `Recorder` for lora2r."""
-        assert isinstance(module, Lora2rLinear)
-        dA, dB = self.index.segment_outer(grad_h, x), self.index.segment_outer(grad_y, h)
-        self.kept[module.name] = (module, dA, dB)
+    def collect(self, module: AdaptedLinear, factors: Factors) -> None:
+        """Implements `Recorder`."""
+        self.kept[module.name] = (module, module.rollout_gradients(factors, self.index))
         self._views[module.name] = module.state.view
 
     @torch.no_grad()
     def c_probe(self) -> dict[str, Float[Tensor, "n k"]]:
-        """Per module, dL_i/dc for a virtual diagonal c = 1 between A and B: diag(B^T dB_i), without the diagonal.
+        """Per module, each rollout's gradient in the routing coordinates (`AdaptedLinear.probe`), in the view that the
+        backward ran in, wherever this is called from."""
+        return {name: module.probe(own, self._views[name]) for name, (module, own) in self.kept.items()}
 
-        B is that of the view that the backward ran in, wherever this is called from.
-        """
+    @torch.no_grad()
+    def deployed(self) -> dict[str, Float[Tensor, "n d"]]:
+        """Per module, each rollout's gradient of the deployed block, flattened as in `Adapter.deployed`."""
         return {
-            name: einsum(module.factors(self._views[name])[1].to(dB.dtype), dB, "o k, n o k -> n k")
-            for name, (module, _, dB) in self.kept.items()
+            name: torch.cat(
+                [own[t.key][(slice(None), *part)].flatten(1) for t, part in module.parts("deployed")], dim=1
+            )
+            for name, (module, own) in self.kept.items()
         }
 
     def route(self, weights: Float[Tensor, "n 2"]) -> None:
-        """Adds `sum_i weights[i, block] dA_i, dB_i` to `.grad`, block by block, and forgets what was kept."""
-        for module, dA, dB in self.kept.values():
+        """Adds `sum_i weights[i, block] g_i` to `.grad`, block by block, and forgets what was kept."""
+        for module, own in self.kept.values():
             for block, column in zip(BLOCKS, weights.unbind(dim=1), strict=True):
-                k, w = module.block_columns(block), column.to(dA)
-                _accumulate(module.A, (k,), einsum(w, dA[:, k], "n, n k i -> k i"))
-                _accumulate(module.B, (slice(None), k), einsum(w, dB[..., k], "n, n o k -> o k"))
+                for t, part in module.parts(block):
+                    g = own[t.key][(slice(None), *part)]
+                    _accumulate(t.value, part, einsum(column.to(g), g, "n, n ... -> ..."))
         self.kept.clear()
+
+
+class PerToken:
+    """Keeps the factors of this batch until a gate has decided what share of each token's gradient each block gets.
+
+    Memory: the activations and their gradients at every adapted linear, for one micro-batch.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[str, tuple[AdaptedLinear, Factors]] = {}
+
+    def collect(self, module: AdaptedLinear, factors: Factors) -> None:
+        """Implements `Recorder`."""
+        self.kept[module.name] = (module, factors)
+
+    def route(self, weights: Float[Tensor, "R L 2"]) -> None:
+        """Adds the sum over tokens, weighed block by block, to `.grad`, and forgets what was kept."""
+        shares = {block: column.unsqueeze(-1) for block, column in zip(BLOCKS, weights.unbind(dim=-1), strict=True)}
+        for module, factors in self.kept.values():
+            _add(module, factors, shares)
+        self.kept.clear()
+
+
+def _add(module: AdaptedLinear, factors: Factors, shares: Mapping[str, Tensor | None]) -> None:
+    """The blocks' gradients to `.grad`, each token weighed with its block's share."""
+    for block, share in shares.items():
+        gradients = module.block_gradients(factors, block, share)
+        for t, part in module.parts(block):
+            _accumulate(t.value, part, gradients[t.key])
 
 
 def _accumulate(parameter: Tensor, part: tuple[slice, ...], gradient: Tensor) -> None:

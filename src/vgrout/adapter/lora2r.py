@@ -24,25 +24,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vgrout.adapter.base import AdaptedLinear, Adapter, AdapterState, Trainable, target_linears
+from vgrout.adapter.base import Adapter, replace_targets
+from vgrout.adapter.linear import ACTS, AdaptedLinear, AdapterState, Factors, Trainable
 from vgrout.adapter.route import BLOCKS, ForwardMasks
+from vgrout.adapter.tokens import TokenIndex
 from vgrout.types import UserError, View
-
-_SEED_STRIDE = 100_003
-"""Seeds of the modules' init: `init_seed * stride + module index`, so that neighbouring seeds share no module."""
-
-
-ACTS: dict[View, tuple[str, ...]] = {"full": BLOCKS, "deploy": BLOCKS[:1], "base": ()}
-"""The blocks that are not reset in a view."""
 
 
 class _Branch(torch.autograd.Function):
     """B (A x) whose parameter gradients leave through a recorder, rollout by rollout, in the one backward pass.
 
-    Recording happens in the backward, never in the forward, so that it is right under activation checkpointing, which
+    Its factors are (x, h = A x, grad_h, grad_y). Recording happens in the backward, never in the forward, so that it is right under activation checkpointing, which
     runs the forward twice.
     """
 
@@ -58,7 +54,7 @@ class _Branch(torch.autograd.Function):
         (grad_y,) = grads
         x, A, B, h = ctx.saved_tensors
         grad_h = grad_y @ B
-        ctx.collect(x, h, grad_h, grad_y)
+        ctx.collect((x, h, grad_h, grad_y))
         return (grad_h @ A if ctx.needs_input_grad[0] else None), None, None, None
 
 
@@ -89,7 +85,7 @@ class _MaskedBranch(torch.autograd.Function):
         dA = dB = None
         if ctx.collect is not None:
             k = A.shape[0] // 2
-            ctx.collect(x, h[..., :k], grad_h[..., :k], grad_y)
+            ctx.collect((x, h[..., :k], grad_h[..., :k], grad_y))
         else:
             dA = grad_h.flatten(0, -2).T @ x.flatten(0, -2) if of_A else None
             dB = grad_y.flatten(0, -2).T @ h.flatten(0, -2) if of_B else None
@@ -132,9 +128,41 @@ class Lora2rLinear(AdaptedLinear):
             Trainable("B", self.B, self.B0, {block: (slice(None), k) for block, k in columns.items()}),
         ]
 
+    @property
+    def basis(self) -> tuple[Tensor, ...]:
+        return self.A0, self.B0
+
     def block_columns(self, block: str) -> slice:
         """Where the block lies on the rank axis."""
         return slice(0, self.rank) if block == "deployed" else slice(self.rank, 2 * self.rank)
+
+    def block_gradients(self, factors: Factors, block: str, share: Float[Tensor, "R L 1"] | None) -> dict[str, Tensor]:
+        """dA = sum_t share_t grad_h_t x_t^T and dB = sum_t share_t grad_y_t h_t^T, in the block's rank entries."""
+        x, h, grad_h, grad_y = factors
+        k = self.block_columns(block)
+        h, grad_h = h[..., k], grad_h[..., k]
+        if share is not None:
+            h, grad_h = h * share.to(h.dtype), grad_h * share.to(h.dtype)
+        return {
+            "A": grad_h.flatten(0, 1).T @ x.flatten(0, 1),
+            "B": grad_y.flatten(0, 1).T @ h.flatten(0, 1),
+        }
+
+    def rollout_gradients(self, factors: Factors, index: TokenIndex) -> dict[str, Float[Tensor, "n ..."]]:
+        x, h, grad_h, grad_y = factors
+        return {"A": index.segment_outer(grad_h, x), "B": index.segment_outer(grad_y, h)}
+
+    def probe(self, gradients: dict[str, Float[Tensor, "n ..."]], view: View) -> Float[Tensor, "n k"]:
+        """The c-probe: dL_i/dc of a virtual diagonal c = 1 between A and B is diag(B^T dB_i), B that of the view."""
+        dB = gradients["B"]
+        return einsum(self.factors(view)[1].to(dB.dtype), dB, "o k, n o k -> n k")
+
+    @property
+    def probe_size(self) -> int:
+        return self.rank
+
+    def bottleneck(self, x: Float[Tensor, "*R i"]) -> Float[Tensor, "*R k"]:
+        return F.linear(x, self.A[: self.rank].to(x.dtype))
 
     def factors(self, view: View) -> tuple[Float[Tensor, "k i"], Float[Tensor, "o k"]]:
         """(A, B) of the view: trained rows where a block acts, init rows where it is reset."""
@@ -166,19 +194,14 @@ class Lora2rLinear(AdaptedLinear):
     def training_weight(self, pristine: Float[Tensor, "o i"]) -> Float[Tensor, "o i"]:
         return pristine.float() - self.B0 @ self.A0 if self.fold else pristine
 
-    def forward(self, x: Float[Tensor, "*R i"]) -> Float[Tensor, "*R o"]:
-        y = F.linear(x, self.weight, self.bias)
-        if self.state.merged is not None:
-            for (A, B), share in zip(self.differences, self.state.shares, strict=True):
-                y = y + F.linear(F.linear(x, A) * share, B)
-            return y
+    def branch(self, x: Float[Tensor, "*R i"]) -> Float[Tensor, "*R o"]:
         if self.state.masks is not None:
-            return y + self._masked_branch(x, self.state.masks)
+            return self._masked_branch(x, self.state.masks)
         A, B = (f.to(x.dtype) for f in self.factors(self.state.view))
         branch = self._branch(x, A, B)
         if not self.fold:
             branch = branch - F.linear(F.linear(x, self.A0.to(x.dtype)), self.B0.to(x.dtype))
-        return y + branch
+        return branch
 
     def _branch(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         recorder = self.state.recorder
@@ -188,9 +211,6 @@ class Lora2rLinear(AdaptedLinear):
 
     def _masked_branch(self, x: Float[Tensor, "R L i"], masks: ForwardMasks) -> Float[Tensor, "R L o"]:
         """What the route adds to the frozen product."""
-        if masks.value.shape[:-1] != x.shape[:-1]:
-            shapes = f"{tuple(masks.value.shape[:-1])} tokens, the input of {self.name} has {tuple(x.shape[:-1])}"
-            raise ValueError(f"route: spread over {shapes}; a route must be spread over the batch that is run")
         taken = float(self.fold)  # W' lacks each init branch once
         v, f = (torch.cat([c, taken - c], dim=-1).to(x.dtype) for c in (masks.value, masks.flow))
         A = torch.cat([self.A, self.A0]).to(x.dtype)
@@ -208,13 +228,9 @@ def attach_lora2r(model: nn.Module, *, rank: int, init_seed: int, fold: bool = T
     """
     if rank < 1:
         raise UserError(f"adapter rank {rank}: expected at least 1 per block; set --adapter.rank")
-    model.requires_grad_(False)
-    state = AdapterState()
-    modules: list[AdaptedLinear] = []
-    for index, (name, linear) in enumerate(target_linears(model)):
-        seed = init_seed * _SEED_STRIDE + index
-        module = Lora2rLinear(linear, name, state, rank=rank, seed=seed, fold=fold)
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, module)
-        modules.append(module)
-    return Adapter(modules, state, kind="lora2r", rank=rank, init_seed=init_seed)
+
+    def make(linear: nn.Linear, name: str, state: AdapterState, seed: int) -> AdaptedLinear:
+        return Lora2rLinear(linear, name, state, rank=rank, seed=seed, fold=fold)
+
+    modules, state = replace_targets(model, make, init_seed)
+    return Adapter(modules, state, kind="lora2r", settings={"rank": rank, "init_seed": init_seed})

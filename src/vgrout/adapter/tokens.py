@@ -27,6 +27,13 @@ class TokenIndex:
         flat_u, flat_v, owner = u.flatten(0, 1), v.flatten(0, 1), self.rollout.flatten()
         return torch.stack([flat_u[owner == i].T @ flat_v[owner == i] for i in range(self.n)])
 
+    def segment_sum(self, u: Float[Tensor, "R L p"]) -> Float[Tensor, "n p"]:
+        """Per rollout, the sum of its tokens' vectors."""
+        if self.row_is_rollout:
+            return u.sum(1)
+        flat, owner = u.flatten(0, 1), self.rollout.flatten()
+        return torch.stack([flat[owner == i].sum(0) for i in range(self.n)])
+
     def spread(self, weights: Float[Tensor, " n"]) -> Float[Tensor, "R L 1"]:
         """Each token's copy of its rollout's weight; 0 on padding."""
         return (weights[self.rollout.clamp(min=0)] * (self.rollout >= 0)).unsqueeze(-1)

@@ -22,6 +22,12 @@ def render(problem: Problem, mode: str, markers: Markers, seed: int) -> Prompt:
     Raises UserError for an unknown mode and where the user turns do not hold the hint slot exactly once.
     """
     marker = marker_for(mode, problem.id, seed, markers)
+    turns = turns_of(problem, mode, marker)
+    return Prompt(problem_id=problem.id, mode=mode, markers=markers, marker=marker, messages=turns)
+
+
+def turns_of(problem: Problem, mode: str, marker: str) -> tuple[tuple[str, str], ...]:
+    """The chat turns with this mode's hint and marker in the slot. Raises `UserError` as `render` does."""
     hint = mode_named(mode).hint.replace("{marker}", marker)
     found = sum(content.count(PLAIN_PHRASE) for role, content in problem.messages if role == "user")
     if found != 1:
@@ -29,10 +35,9 @@ def render(problem: Problem, mode: str, markers: Markers, seed: int) -> Prompt:
             f"problem {problem.id}: expected the hint slot {PLAIN_PHRASE!r} exactly once in the user turn, "
             f"found it {found} times; correct the row's prompt"
         )
-    turns = tuple(
+    return tuple(
         (role, content.replace(PLAIN_PHRASE, hint) if role == "user" else content) for role, content in problem.messages
     )
-    return Prompt(problem_id=problem.id, mode=mode, markers=markers, marker=marker, messages=turns)
 
 
 def row_turns(statement: str, method: str, starter_code: str) -> list[dict[str, str]]:

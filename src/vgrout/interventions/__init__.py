@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vgrout.interventions.absorb import Absorb
 from vgrout.interventions.base import Intervention
+from vgrout.interventions.erase import Erase
 from vgrout.interventions.label_route import LabelRoute
 from vgrout.interventions.none import NoIntervention, NoneFull
 from vgrout.types import UserError
@@ -11,6 +12,7 @@ from vgrout.types import UserError
 INTERVENTIONS: dict[str, type[Intervention]] = {
     "none": NoIntervention,
     "none_full": NoneFull,
+    "erase": Erase,
     "absorb": Absorb,
     "label_route": LabelRoute,
 }

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vgrout.adapter.base import Adapter
 from vgrout.adapter.route import Route
+from vgrout.directions.live import LiveDirection
 from vgrout.types import Seen, View
 
 
@@ -53,8 +54,18 @@ class Intervention:
     oracle: ClassVar[bool] = False
     """An upper bound that reads ground truth; marked in every output and refused without --allow-oracle."""
 
+    default_adapter: ClassVar[str] = "lora2r"
+    """The adapter of presets where none is named."""
+    needs_direction: ClassVar[bool] = False
+    """Uses the direction of the run, which is then extracted before the first step."""
+    measures_direction: ClassVar[bool] = False
+    """Leaves the direction alone, but its gradients are measured along it, so that others can be compared with it."""
+
     def __init__(self, settings: Any, adapter: Adapter, seed: int):
         self.settings, self.adapter, self.seed = settings, adapter, seed
+
+    def prepare(self, direction: LiveDirection | None) -> None:
+        """Called once, before the first step, with the run's direction; None where it has none."""
 
     def shape_rewards(self, seen: Seen) -> tuple[Float[Tensor, "P G"], Bool[Tensor, "P G"]]:
         """(rewards, keep mask) that the advantages are computed from; by default as graded."""

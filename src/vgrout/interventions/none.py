@@ -12,6 +12,8 @@ from vgrout.interventions.base import Intervention, Rows
 class NoIntervention(Intervention):
     """`none`: the quarantine is absent (it stays at its init); rank r trains and ships."""
 
+    measures_direction = True
+
     def route(self, rows: Rows) -> Route:
         return constant(rows.n, deployed=1.0, quarantine=0.0)
 
@@ -21,6 +23,7 @@ class NoneFull(Intervention):
     """`none_full`: all 2r train and ship; the control at the full adapter's capacity."""
 
     deploy_view = "full"
+    measures_direction = True
     moves = frozenset({"deployed", "quarantine"})
 
     def route(self, rows: Rows) -> Route:

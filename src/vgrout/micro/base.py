@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,7 @@ from vgrout.models import render_prompt
 from vgrout.models.tiny import SPECIAL_TOKENS, Size, random_qwen3, train_tokenizer
 from vgrout.types import UserError
 
+T = TypeVar("T")
 SIZE = Size(hidden=96, layers=3, heads=4, kv_heads=2, intermediate=256, vocab=1024, tie_embeddings=True)
 TOKENIZER_SAMPLES = 4000
 WORD_WEIGHT = 50
@@ -142,6 +145,16 @@ def batches(tokenizer: PreTrainedTokenizerFast, config: BaseConfig) -> Iterator[
         yield [_batch(rows[i : i + MICRO_BATCH], tokenizer.pad_token_id) for i in range(0, config.batch, MICRO_BATCH)]
 
 
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items; the next one is made in a thread while the current one is used."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        coming: Future[T] = thread.submit(lambda: next(items))
+        while True:
+            item = coming.result()
+            coming: Future[T] = thread.submit(lambda: next(items))
+            yield item
+
+
 def practice(vocab: int, size: int, generator: torch.Generator, shortest: int = PRACTICE_PERIODS[0]) -> Batch:
     """Rows of random tokens that repeat themselves, each with a period of its own; the loss is over the repetition.
 
@@ -199,7 +212,7 @@ def train_base(
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
     curve = []
     generator = torch.Generator().manual_seed(config.seed)
-    for step, parts in enumerate(batches(tokenizer, config)):
+    for step, parts in enumerate(one_ahead(batches(tokenizer, config))):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
         optimizer.zero_grad()

@@ -45,6 +45,7 @@ class Column:
 NO_STUDENTS = "no graded student row"
 NO_TEACHERS = "no graded teacher row"
 NO_UPDATE = "every group of the step was skipped"
+NO_DIRECTION = "the run has no direction, or no gradient"
 NO_QUARANTINE = "the adapter has no quarantine block, or nothing was trained"
 
 _BEFORE_MODES = (
@@ -123,9 +124,50 @@ _AFTER_MODES = (
     Column("share_keep", "trained rows that teach the deployed block alone", "share", ".3f", NO_UPDATE, "keep"),
     Column("share_mid", "trained rows that teach both blocks", "share", ".3f", NO_UPDATE, "mid"),
     Column("share_rout", "trained rows that teach the quarantine alone", "share", ".3f", NO_UPDATE, "rout"),
+    Column(
+        "cin",
+        "mean over modules of |relu(V g)| / |g|: the gradient's part along the direction",
+        "share",
+        ".3f",
+        NO_DIRECTION,
+    ),
+    Column(
+        "cin_null",
+        "cin of a gradient that has nothing to do with V: sqrt(k / 2d)",
+        "share",
+        ".3f",
+        NO_DIRECTION,
+        "cin_0",
+    ),
+    Column("cin_cos", "mean cosine of the gradient with each module's first axis", "cosine", ".3f", NO_DIRECTION),
+    Column(
+        "cin_cos_null", "its standard deviation for a random axis: 1 / sqrt(d)", "cosine", ".3f", NO_DIRECTION, "cos_0"
+    ),
+    Column("cin_s", "cin of the student rows' part of the gradient", "share", ".3f", NO_DIRECTION),
+    Column(
+        "cin_t", "cin of the teacher rows' part of the gradient", "share", ".3f", NO_DIRECTION + ", or no teacher row"
+    ),
+    Column("cout", "cin after the intervention has edited the gradient", "share", ".3f", NO_DIRECTION),
+    Column("cout_update", "cin of the update that was applied, as the step -U", "share", ".3f", NO_DIRECTION, "cout_u"),
+    Column("frac_fired", "axes along which the gradient is positive", "share", ".3f", NO_DIRECTION, "fired"),
+    Column("frac_modules", "modules with such an axis", "share", ".3f", NO_DIRECTION, "fired_m"),
+    Column("direction_age", "updates since the direction was extracted", "steps", "d", NO_DIRECTION, "dir_age"),
+    Column(
+        "direction_overlap",
+        "mean squared cosine of the principal angles to the one before",
+        "share",
+        ".3f",
+        NO_DIRECTION + ", or not renewed yet",
+        "overlap",
+    ),
+    Column("direction_axes", "axes in use over all modules", "axes", "d", NO_DIRECTION, "axes"),
+    Column(
+        "direction_skipped", "modules without an axis above the noise floor", "modules", "d", NO_DIRECTION, "skipped"
+    ),
     Column("seconds_generate", "wall time of sampling", "s", ".2f", "", "gen_s"),
     Column("seconds_grade", "wall time spent waiting for grades", "s", ".2f", "", "grade_s"),
     Column("seconds_update", "wall time of forward, backward and optimizer", "s", ".2f", "", "upd_s"),
+    Column("seconds_direction", "wall time of renewing the direction", "s", ".2f", "", "dir_s"),
     Column("seconds_total", "wall time of the whole step", "s", ".2f", "", "sec"),
 )
 

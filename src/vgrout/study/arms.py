@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ class Arm:
     """Of the intervention."""
     grpo: dict[str, Any] = field(default_factory=dict)
     """Of the update, such as the advantage baseline."""
+    adapter: str | None = None
+    """None: lora2r, so that arms share an adapter."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Any other setting by its dotted name; {seed} in a text stands for the run's seed."""
 
     @property
     def upper_bound(self) -> bool:
@@ -41,7 +45,7 @@ class Arm:
         return [f"{self.name}-seed{seed}" for seed in seeds]
 
 
-NONE = Arm("none", "none")
+NONE = Arm("none", "none", options={"extraction.refresh_every": 0})
 ROUTES = tuple(
     Arm(f"label_route-{clean}-{baseline}", "label_route", {"clean": clean, **mask}, {"advantage_baseline": baseline})
     for clean, mask in (("detached", {}), ("zeroed", {"mask": "activation"}))
@@ -84,7 +88,7 @@ def configurations(
     found = []
     for seed in seeds:
         for arm in reversed(tuple(arms)):
-            config = preset("micro", arm.intervention)
+            config = with_options(preset("micro", arm.intervention, arm.adapter or "lora2r"), arm.options, seed)
             found.append(
                 dataclasses.replace(
                     config,
@@ -103,3 +107,14 @@ def configurations(
                 )
             )
     return found
+
+
+def with_options(config: RunConfig[Any], options: Mapping[str, Any], seed: int) -> RunConfig[Any]:
+    """The configuration with settings changed by dotted name, such as `extraction.refresh_every`."""
+    for name, value in options.items():
+        value = value.format(seed=seed) if isinstance(value, str) else value
+        section, _, setting = name.rpartition(".")
+        if section:
+            setting, value = section, dataclasses.replace(getattr(config, section), **{setting: value})
+        config = dataclasses.replace(config, **{setting: value})
+    return config

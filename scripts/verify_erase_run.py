@@ -1,0 +1,97 @@
+"""Runs of `erase`, from the command's own parts to the metrics file.
+
+- on each adapter: cout is 0, teacher columns are filled, the direction is renewed on time
+- a run that finds the direction file goes exactly as the one that wrote it; a file of another run is refused
+- a placebo gives another run
+- `none` measures what `erase` measures, and is the same run with and without being measured
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from _gate import Gate, refusal
+from vgrout.presets import preset
+from vgrout.run.folder import RunFolder
+from vgrout.train import train
+
+gate = Gate(__doc__)
+SCRATCH = tempfile.TemporaryDirectory(prefix="vgrout-verify-erase-")
+Row = dict[str, Any]
+
+
+@functools.cache
+def run(kind: str, intervention: str = "erase", measure: bool = True, **changes: Any) -> list[Row]:
+    """The metrics of a small run, without its timings."""
+    config = preset("smoke", intervention)
+    config = dataclasses.replace(
+        config,
+        steps=3,
+        adapter=dataclasses.replace(config.adapter, kind=kind),
+        extraction=dataclasses.replace(config.extraction, measure=measure),
+        pairs="core#run_tests/returns,core#hardcode/",
+        eval=dataclasses.replace(config.eval, problems=2, views=("deploy",)),
+        out=Path(SCRATCH.name) / kind,
+        **changes,
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        rows = RunFolder.open(train(config)).metrics()
+    return [{k: v for k, v in row.values.items() if not k.startswith("seconds")} for row in rows]
+
+
+def comparable(row: Row) -> Row:
+    """What a measurement along the direction does not add, but for the sampler's gap, which rounding makes."""
+    left_out = ("cin", "cout", "frac_", "direction", "sampler_gap")
+    return {k: v for k, v in row.items() if not k.startswith(left_out)}
+
+
+def check(kind: str) -> str:
+    rows = run(kind)
+    assert [r["direction_age"] for r in rows] == [1, 0, 1], [r["direction_age"] for r in rows]
+    assert rows[0]["direction_overlap"] is None and 0 < rows[1]["direction_overlap"] <= 1
+    for r in rows:
+        assert r["cin"] > 0 and r["cin_t"] is not None and r["cout"] < 1e-6 and r["cout_update"] is not None, r
+        assert r["cin_s"] != r["cin"] and r["direction_axes"] > 0
+    assert len(list((Path(SCRATCH.name) / kind / "directions").glob("*.safetensors"))) == 1
+    return f"cin {rows[0]['cin']:.3f} (null {rows[0]['cin_null']:.3f}), cout_update {rows[2]['cout_update']:.3f}"
+
+
+@gate.invariant("a run: cout 0, teacher columns filled, renewed on time; the direction's file repeats the run exactly")
+def _():
+    figure = check("lora2r")
+    assert run("lora2r") == run("lora2r", name="again"), "the run depends on who wrote the direction"
+    return figure
+
+
+@gate.invariant("the same on delta_s", slow=True)
+def _():
+    figure = check("delta_s")
+    assert run("delta_s") == run("delta_s", name="again"), "the run depends on who wrote the direction"
+    return figure
+
+
+@gate.invariant("none measures what erase does and is the same run unmeasured; a placebo is another run", slow=True)
+def _():
+    measured, plain = run("lora2r", "none"), run("lora2r", "none", measure=False)
+    assert all(r["cin"] == r["cout"] > 0 for r in measured) and all(r["cin"] is None for r in plain)
+    near = lambda a, b: a == b or (None not in (a, b) and abs(a - b) < 1e-4 * max(abs(a), abs(b)))  # noqa: E731
+    for a, b in zip(measured, plain, strict=True):  # teacher rows are summed by themselves where they are measured
+        assert all(near(comparable(a)[k], comparable(b)[k]) for k in comparable(a)), (a, b)
+    haar = run("lora2r", name="haar", direction="haar:1")
+    assert haar[0]["cin"] != run("lora2r")[0]["cin"] and haar[0]["cout"] < 1e-6
+    assert measured[0]["cin"] == run("lora2r")[0]["cin"], "the first gradient is the same under none and erase"
+    file = next((Path(SCRATCH.name) / "lora2r" / "directions").glob("*haar*.safetensors"))
+    stranger = dataclasses.replace(preset("smoke", "erase").extraction, artefact=file)
+    message = refusal(lambda: train(dataclasses.replace(preset("smoke", "erase"), extraction=stranger)))
+    assert str(file) in message and "its pairs is" in message, message
+    return f"cin of three steps under none: {' '.join(format(r['cin'], '.3f') for r in measured)}"
+
+
+if __name__ == "__main__":
+    gate.main()

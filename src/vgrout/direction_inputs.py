@@ -1,0 +1,112 @@
+"""A run's direction: its pairs chosen and encoded, and the direction loaded from its file or extracted, and checked.
+
+Each function raises `UserError` for a mistake in its part of the configuration, before anything is generated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vgrout.config import RunConfig
+from vgrout.directions.artefact import default_path, describe, load_direction, save_direction
+from vgrout.directions.direction import Direction, Extractor
+from vgrout.directions.gradient import encode
+from vgrout.directions.live import LiveDirection
+from vgrout.directions.pairs import Pair, load_pairs, pairs_hash
+from vgrout.directions.placebo import parse_source, relabelled
+from vgrout.interventions import intervention_class
+from vgrout.labelled import oracle_pairs
+from vgrout.models import LoadedModel, tokenizer_fingerprint
+from vgrout.policy import Policy
+from vgrout.run.console import say
+from vgrout.types import Problem
+
+
+def wants_direction(config: RunConfig[Any]) -> bool:
+    """Whether the run uses a direction or is measured along one."""
+    cls = intervention_class(config.intervention)
+    return cls.needs_direction or (cls.measures_direction and config.extraction.measure)
+
+
+def chosen_pairs(config: RunConfig[Any], problems: Sequence[Problem] = ()) -> tuple[Pair, ...]:
+    """The pairs that the direction is made from: those of --pairs, or of the file of a content placebo or an oracle.
+
+    What a `shuffled` direction is made from has half of its sides exchanged already here.
+    """
+    source = parse_source(config.direction)
+    if source.kind == "oracle":
+        pairs = oracle_pairs(Path(source.file), problems)
+    else:
+        pairs = load_pairs(source.file if source.kind == "content" else config.pairs)
+    return relabelled(pairs, source)
+
+
+def make_extractor(config: RunConfig[Any], loaded: LoadedModel, policy: Policy, pairs: Sequence[Pair]) -> Extractor:
+    """What extracts the direction of these pairs with the model as it is."""
+    positions = getattr(loaded.model.config, "max_position_embeddings", None)
+    sides = encode(pairs, loaded.tokenizer, positions=positions)
+    return Extractor(policy, sides, parse_source(config.direction), config.extraction, config.rollout.max_new)
+
+
+def identity_of(config: RunConfig[Any], loaded: LoadedModel, policy: Policy, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """What a direction file must share with this run."""
+    model = {
+        "model": loaded.name,
+        "revision": loaded.revision or "none",
+        "dtype": loaded.dtype,
+        "tokenizer": tokenizer_fingerprint(loaded.tokenizer),
+    }
+    return describe(
+        model=model,
+        adapter=policy.adapter.identity(),
+        pairs=pairs_hash(pairs),
+        source=parse_source(config.direction),
+        config=config.extraction,
+        temperature=config.rollout.temperature,
+        max_new=config.rollout.max_new,
+    )
+
+
+def obtain(
+    config: RunConfig[Any], loaded: LoadedModel, policy: Policy, pairs: Sequence[Pair], path: Path | None = None
+) -> tuple[Extractor, Direction, Path]:
+    """The direction of the run at its start, from its file where that is there; (extractor, direction, file).
+
+    The default file lies in directions/ of the run's root and is written on a miss. A file that was named must match.
+    """
+    extractor = make_extractor(config, loaded, policy, pairs)
+    expected = identity_of(config, loaded, policy, pairs)
+    named = path or config.extraction.artefact
+    if named is not None and path is None:
+        return extractor, load_direction(named, expected), named
+    target = named or default_path(config.out / "directions", expected, config.pairs)
+    if path is None and target.exists():
+        return extractor, load_direction(target, expected), target
+    direction = extractor.extract()
+    save_direction(target, direction, expected)
+    return extractor, direction, target
+
+
+def open_direction(
+    config: RunConfig[Any], loaded: LoadedModel, policy: Policy, problems: Sequence[Problem]
+) -> LiveDirection | None:
+    """The run's direction, or None where nothing asks for one."""
+    if not wants_direction(config):
+        return None
+    pairs = chosen_pairs(config, problems)
+    extractor, first, path = obtain(config, loaded, policy, pairs)
+    live = LiveDirection(extractor, first)
+    axes = sum(len(a.V) for a in live.subspace.axes.values())
+    say(
+        f"direction {config.direction} of {len(pairs)} pairs ({config.pairs}): {axes} axes in {len(live.subspace.axes)} "
+        f"modules, {live.subspace.dropped} below the noise floor, {live.subspace.skipped} modules skipped; {path}"
+    )
+    return live
+
+
+def with_direction(config: RunConfig[Any], direction: str) -> RunConfig[Any]:
+    """The same run with another --direction."""
+    return dataclasses.replace(config, direction=direction)
