@@ -27,6 +27,10 @@ _gates tier:
 smoke-vanilla: (_train "none")
     @echo "smoke-vanilla passed: none trained and was evaluated; its run folder is $(tail -n 1 out/smoke/none.log)"
 
+# A small real training run with the direction erased from every gradient
+smoke-projected: (_train "erase")
+    @echo "smoke-projected passed: erase trained and was evaluated; its run folder is $(tail -n 1 out/smoke/erase.log)"
+
 # One training step, to see that everything connects
 fast-dev-run intervention="none": (_train intervention "--steps" "1")
     @echo "fast-dev-run passed: one step of {{ intervention }}; its run folder is $(tail -n 1 out/smoke/{{ intervention }}.log)"
@@ -57,9 +61,21 @@ micro-base *options:
 nightly *options:
     python scripts/study_micro.py {{ options }}
 
+# Does erasing the real direction do more than erasing a placebo? 54 runs on both adapters
+study-erase *options:
+    python scripts/study_erase.py {{ options }}
+
 # Seconds per training step against a plain-torch floor
 bench-step *options:
     python scripts/bench_step.py {{ options }}
+
+# Extract a direction from the core pairs on the tiny random model
+extract-vhack-smoke *options:
+    vgrout direction extract smoke --pairs core --out out/smoke {{ options }}
+
+# Held-out check of the core pairs on the tiny random model: zero-norm modules, fraction above 0 with its bound, pass or fail
+verify-vhack-smoke *options:
+    vgrout direction check smoke --pairs core --out out/smoke {{ options }}
 
 # Fetch a model into the local cache of the hub (the reference is Qwen/Qwen3-4B)
 download-model model="Qwen/Qwen3-0.6B":

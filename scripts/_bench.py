@@ -7,6 +7,7 @@ a varied reward that takes no time, a LoRA of total rank 32 on every projection,
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench_floor import Floor, Settings
 from vgrout.adapter import AdapterConfig, attach
+from vgrout.directions.config import ExtractionConfig
+from vgrout.directions.direction import Extractor
+from vgrout.directions.gradient import encode
+from vgrout.directions.live import LiveDirection
+from vgrout.directions.meter import Meter
+from vgrout.directions.pairs import load_pairs
+from vgrout.directions.placebo import Source
 from vgrout.grpo import GrpoConfig
 from vgrout.interventions import INTERVENTIONS, intervention_class
 from vgrout.measure import gradient_norms
@@ -30,7 +38,8 @@ from vgrout.types import Group, Prompt, Seen, UserError
 from vgrout.update import UpdateStats, update
 
 FLOORS = ("floor", "floor_prefix")
-SYSTEMS = (*FLOORS, *INTERVENTIONS)
+SYSTEMS = (*FLOORS, *INTERVENTIONS, "none@delta_s", "erase@delta_s")
+"""Interventions are on lora2r where no adapter is named behind an @."""
 RANK = 16
 """Of one block; the adapter's total rank, and the floor's, is twice this."""
 
@@ -97,10 +106,18 @@ class Ours:
     def __init__(self, work: Work, intervention: str, *, temperature: float = 1.0):
         s, self.work = work.settings, work
         model = copy.deepcopy(work.model)
-        self.adapter = attach(model, AdapterConfig(rank=RANK))
+        name, _, kind = intervention.partition("@")
+        self.adapter = attach(model, AdapterConfig(kind="delta_s" if kind == "delta_s" else "lora2r", rank=RANK))
         self.policy = Policy(model, self.adapter, temperature=1.0, chunk=s.chunk)
-        chosen = intervention_class(intervention)
+        chosen = intervention_class(name)
         self.intervention = chosen(chosen.Settings(), self.adapter, 0)
+        self.extraction_s: float | None = None
+        """CPU seconds that the direction took; None: this intervention neither uses nor measures one."""
+        direction = None
+        if chosen.needs_direction or chosen.measures_direction:
+            direction, self.extraction_s = live_direction(self.policy, work)
+        self.intervention.prepare(direction)
+        self.meter = Meter(self.adapter, direction)
         params = SamplingParams(max_new=s.max_new, temperature=temperature)
         student = HFSampler(model, work.tokenizer, self.adapter, params, 0)
         student._stop = frozenset()  # forced length: no token ends a completion
@@ -135,17 +152,29 @@ class Ours:
         stats = update(
             self.policy, self.groups, seen, rewards, keep, self.intervention, self.grpo, max_new=max_new, step=step
         )
-        self.intervention.edit_gradients(self.adapter)
+        with self.meter.edit(stats.teacher_gradient):
+            self.intervention.edit_gradients(self.adapter)
         return stats
 
     def optimize(self, step: int) -> None:
         gradient_norms(self.adapter)
         self.optimizer.clip()
         lr = self.optimizer.config.lr
-        updates = self.intervention.edit_update(self.optimizer.propose(lr))
+        updates = self.meter.update(self.intervention.edit_update(self.optimizer.propose(lr)))
         self.adapter.apply(updates, decay=lr * self.optimizer.config.weight_decay)
         self.intervention.after_step(step)
         self.sampler.sync(self.adapter)
+
+
+def live_direction(policy: Policy, work: Work) -> tuple[LiveDirection, float]:
+    """A frozen direction of the 24 core pairs, and the CPU seconds (GPU: wall) that one extraction of v_hack took."""
+    config = ExtractionConfig(refresh_every=0)
+    sides = encode(load_pairs("core"), work.tokenizer)
+    extractor = Extractor(policy, sides, Source(), config, work.settings.max_new)
+    clock = time.process_time if policy.device.type == "cpu" else time.perf_counter
+    start = clock()
+    first = extractor.extract(everything=False)
+    return LiveDirection(extractor, first), clock() - start
 
 
 class PlainFloor:

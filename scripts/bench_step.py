@@ -9,7 +9,8 @@
 3. A table, and one line for each limit. Nothing is asserted about time: figures depend on the machine.
 
 Generate includes merging the weights; train is the reference pass, the forward and the backward; optimize is gradient
-norms, clipping, AdamW and the decay. `floor_prefix` computes every prompt once per group, in training too.
+norms, clipping, AdamW and the decay. Under `none` and `erase` a step includes measuring along a frozen direction; what
+renewing it costs is reported beside. `floor_prefix` computes every prompt once per group, in training too.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ from vgrout.run.provenance import environment
 from vgrout.types import UserError
 
 PHASES = ("generate", "train", "optimize")
-LIMITS = (("none", "floor", 1.1), ("absorb", "none", 1.2), ("label_route", "none", 1.2))
+LIMITS = (
+    *(("none", "floor", 1.1), ("absorb", "none", 1.2), ("label_route", "none", 1.2)),
+    *(("erase", "none", 1.05), ("erase@delta_s", "none@delta_s", 1.05)),
+)
 """(system, reference, most that a step may cost relative to the reference's)."""
 STANDARD = {"prompts": 4, "group_size": 8, "prompt_tokens": 200, "max_new": 96, "dtype": "fp32"}
 """The work that the limits are stated for, by the names of the options."""
@@ -127,11 +131,23 @@ def run_size(args: argparse.Namespace, size: str) -> tuple[dict[str, Any], list[
     equal = [] if args.skip_equality else equality(work("fp32"))
     print("\n".join(equal))
     load_before = os.getloadavg()
-    times = interleaved(make_systems(work(args.dtype), args.systems), args.rounds, args.device)
+    systems = make_systems(work(args.dtype), args.systems)
+    extraction = {n: t for n, s in systems.items() if (t := getattr(s, "extraction_s", None)) is not None}
+    times = interleaved(systems, args.rounds, args.device)
     asked = {option: getattr(args, option) for option in STANDARD}
     limits = limit_lines(times, size, standard=asked == STANDARD)
     print(f"\n{table(times)}")
-    record = {"equality": equal, "rounds": times, "load": [load_before, os.getloadavg()], "limits": limits}
+    for name, seconds in extraction.items():
+        print(
+            f"size {size}: extraction (or one renewal) of v_hack from the 24 core pairs, {name}: {seconds:.2f} s, not in the step"
+        )
+    record = {
+        "equality": equal,
+        "extraction": extraction,
+        "rounds": times,
+        "load": [load_before, os.getloadavg()],
+        "limits": limits,
+    }
     return record, limits
 
 

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from _gate import Gate
+from _gate import Gate, refusal
 from vgrout.cli import parse_run
 from vgrout.config import RunConfig, from_dict
 from vgrout.interventions import INTERVENTIONS
@@ -131,6 +131,25 @@ def _():
             *((4, 2) if name == "smoke" else (5, 5)),
         )
     return f"{len(table)} presets, 26 values each"
+
+
+@gate.invariant("a design brings its intervention, adapter and settings, and the command line still overrides them")
+def _():
+    config = parse_run("micro", ["--design", "vhack-v2"], "vgrout")
+    e = config.extraction
+    assert (config.intervention, config.design, config.adapter.kind) == ("erase", "vhack-v2", "delta_s"), config
+    assert (config.settings.susp_drop_frac, e.top_k, e.noise_floor, e.refresh_every) == (0.25, 12, 0.0, 0), config
+    other = parse_run(
+        "micro", ["--design=vhack-v2", "--adapter.kind", "lora2r", "--erase.susp-drop-frac", "0.5"], "vgrout"
+    )
+    assert (other.settings.susp_drop_frac, other.adapter.kind, other.optim.lr) == (0.5, "lora2r", 1e-3), other
+    assert from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert "vhack-v2" in refusal(lambda: parse_run("micro", ["--design", "v9"], "vgrout"))
+    assert "erase" in refusal(
+        lambda: parse_run("micro", ["--design", "vhack-v2", "--intervention", "absorb"], "vgrout")
+    )
+    assert "delta_s" in refusal(lambda: parse_run("micro", ["--adapter.kind", "lora3r"], "vgrout"))
+    return "vhack-v2 on delta_s and on lora2r; 3 refusals"
 
 
 @gate.invariant("settings exist only under their own intervention")

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,11 @@ def check(kind: str) -> str:
     for r in rows:
         assert r["cin"] > 0 and r["cin_t"] is not None and r["cout"] < 1e-6 and r["cout_update"] is not None, r
         assert r["cin_s"] != r["cin"] and r["direction_axes"] > 0
+    (folder,) = (f for f in (Path(SCRATCH.name) / kind / "runs").iterdir() if f.name != "again")
+    record = json.loads((folder / "direction.json").read_text())
+    assert (
+        record["pairs"][0].startswith("run_tests/returns") and sum(record["axes"].values()) == rows[0]["direction_axes"]
+    )
     assert len(list((Path(SCRATCH.name) / kind / "directions").glob("*.safetensors"))) == 1
     return f"cin {rows[0]['cin']:.3f} (null {rows[0]['cin_null']:.3f}), cout_update {rows[2]['cout_update']:.3f}"
 

@@ -57,7 +57,13 @@ def _():
     refused("train", "smoke", "--env.modes", "run_test", says=("run_test", "run_tests"))
     refused("train", "smoke", "--model.name", "/nowhere/model", says=("/nowhere/model", "folder"))
     refused("train", "smoke", "--model.device", "tpu", says=("tpu", "cpu"))
-    return "5 unknown names"
+    erase = ("train", "smoke", "--intervention", "erase", "--model.name", "/nowhere/model")  # pairs are read before it
+    refused(*erase, "--pairs", "corr", says=("corr", "core"))
+    refused(*erase, "--pairs", "core@nothing", says=("core@nothing", "run_tests"))
+    refused(*erase, "--direction", "content:absent.md", says=("absent.md",))
+    refused(*erase, "--direction", "oracle:absent.jsonl", says=("oracle:absent.jsonl", "--allow-oracle"))
+    refused(*erase, "--direction", "oracle:absent.jsonl", "--allow-oracle", says=("absent.jsonl",))
+    return "10 unknown names"
 
 
 VALUES = {
@@ -93,6 +99,14 @@ VALUES = {
     "--intervention": ("", "--steps"),
     "--seeed": ("1",),
     "--eval.views": ("top",),
+    "--extraction.top-k": ("0",),
+    "--extraction.k-use": ("0", "13"),
+    "--extraction.noise-floor": ("-0.1", "1", "nan"),
+    "--extraction.refresh-every": ("-1",),
+    "--extraction.token-budget": ("0",),
+    "--direction": ("haar", "haar:x", "real:1", "other:1", "content:"),
+    "--adapter.kind": ("lora3r",),
+    "--design": ("vhack-v9",),
 }
 NAMED_OTHERWISE = {
     "--steps": "steps -1",

@@ -112,7 +112,15 @@ def _():
     assert replaced != loaded.revision, "a folder with other weights passes for the same model"
     assert half.model.dtype == torch.bfloat16 and loaded.model.config._attn_implementation == "sdpa"
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
-    return f"{len(messages) + 2} refused"
+    frequencies = {n: b for n, b in loaded.model.named_buffers() if "inv_freq" in n}
+    random = load_model("tiny", dtype="bf16").model
+    for model in (half.model, random):
+        own = dict(model.named_buffers())
+        assert frequencies and all(torch.equal(own[n], b) for n, b in frequencies.items()), (
+            "bf16 rounds the frequencies"
+        )
+    assert {p.dtype for p in random.parameters()} == {torch.bfloat16}
+    return f"{len(messages) + 2} refused; rotary frequencies stay fp32 beside bf16 weights"
 
 
 if __name__ == "__main__":

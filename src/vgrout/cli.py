@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _usage() -> str:
     lines = ["usage: vgrout COMMAND ... (`vgrout COMMAND --help` explains its options)", ""]
-    lines += [f"  {name:8} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:9} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
     return "\n".join(lines)
 
 
@@ -54,15 +54,16 @@ def parse_run(name: str, args: Sequence[str], prog: str) -> Any:
     """
     from vgrout.config import RunConfig
     from vgrout.interventions import INTERVENTIONS, intervention_class
-    from vgrout.presets import preset
+    from vgrout.presets import design_named, preset
 
-    intervention = _option(args, "--intervention", default="none")
+    design = _option(args, "--design", default="") or None
+    intervention = _option(args, "--intervention", default=design_named(design).intervention if design else "none")
     if not intervention or intervention.startswith("-"):
         raise UserError(f"--intervention: expected a name behind it, one of {', '.join(INTERVENTIONS)}")
     named = tyro.conf.arg(name=intervention)
     settings: Any = Annotated[intervention_class(intervention).Settings, named]  # ty: ignore[invalid-type-form]
     description = f"Trains with one of the interventions {', '.join(INTERVENTIONS)}; their settings are --NAME.setting."
-    default = preset(name, intervention, _option(args, "--adapter.kind", default="") or None)
+    default = preset(name, intervention, _option(args, "--adapter.kind", default="") or None, design)
     return parse(RunConfig[settings], args, prog, default=default, description=description)
 
 
@@ -158,6 +159,33 @@ def eval_command(args: Sequence[str]) -> None:
     call(evaluate, args, "vgrout eval")
 
 
+def export_command(args: Sequence[str]) -> None:
+    """export RUN --view V --to peft|merged --out DIR: a checkpoint as a folder for peft, transformers and others."""
+    from vgrout.export import export_run
+
+    def export(
+        run: Annotated[Path, tyro.conf.Positional],
+        view: Literal["deploy", "full", "base"],
+        to: Literal["peft", "merged"],
+        out: Path,
+        checkpoint: Path | None = None,
+        dtype: Literal["fp32", "bf16"] | None = None,
+    ) -> None:
+        """Writes a view of a run's adapter as a LoRA or as a whole model, loads it again with plain libraries and compares.
+
+        Args:
+            run: Run folder.
+            view: deploy (quarantine-ablated) or full (both blocks).
+            to: peft, a LoRA for the run's base model (lora2r only), or merged, a whole model.
+            out: Folder to make; it appears only when the export has passed its checks.
+            checkpoint: Checkpoint file; none: the run's last numbered one.
+            dtype: Type of the exported tensors; none: fp32 for peft, the model's own for merged.
+        """
+        export_run(run, view, to, out, checkpoint, dtype)
+
+    call(export, args, "vgrout export")
+
+
 def grade_command(args: Sequence[str]) -> None:
     """grade --problems P --responses R --out V: grade stored responses in the sandbox."""
     from vgrout.env.grade_files import grade_files
@@ -212,6 +240,26 @@ def data_command(args: Sequence[str]) -> None:
     call(convert, args[1:], "vgrout data convert")
 
 
+def direction_command(args: Sequence[str]) -> None:
+    """direction extract | check PRESET ...: a direction from contrastive pairs, and what it is worth beside its placebos."""
+    from vgrout.direction_check import check_direction, extract_direction
+    from vgrout.directions.options import CheckOptions, ExtractOptions
+    from vgrout.presets import PRESETS
+
+    verbs = {"extract": (ExtractOptions, extract_direction), "check": (CheckOptions, check_direction)}
+    if not args or args[0] not in verbs:
+        raise UserError(
+            f"vgrout direction: expected one of the verbs {', '.join(verbs)}, as in `vgrout direction check micro`"
+        )
+    prog, (options, act) = f"vgrout direction {args[0]}", verbs[args[0]]
+    if args[1:2] in (["-h"], ["--help"]):
+        parse(options, args[1:2], f"{prog} PRESET")
+    if len(args) < 2 or args[1].startswith("-"):
+        raise UserError(f"{prog}: expected a preset first, one of {', '.join(PRESETS)}")
+    own, others = parse(options, args[2:], f"{prog} {args[1]}", return_unknown_args=True)
+    act(parse_run(args[1], others, f"{prog} {args[1]}"), own)
+
+
 def micro_command(args: Sequence[str]) -> None:
     """micro base | rates: train a base model of the micro world, or measure one before any RL."""
     from vgrout.micro_commands import rates_command, train_base_command
@@ -228,8 +276,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train_command,
     "demo": demo_command,
     "eval": eval_command,
+    "export": export_command,
     "grade": grade_command,
     "data": data_command,
+    "direction": direction_command,
     "micro": micro_command,
 }
 

@@ -148,6 +148,8 @@ class RunConfig(Generic[Settings]):
     """Name of the preset that the values started from."""
     settings: Settings
     """Settings of the intervention."""
+    design: str | None = None
+    """Published design whose settings stand in for the preset's: vhack-v2 (erase). None: the preset as it is."""
     intervention: str = "none"
     """What is done about hacking; one of the names that `vgrout train --help` lists."""
     allow_oracle: bool = False

@@ -5,7 +5,6 @@ Each function raises `UserError` for a mistake in its part of the configuration,
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from vgrout.labelled import oracle_pairs
 from vgrout.models import LoadedModel, tokenizer_fingerprint
 from vgrout.policy import Policy
 from vgrout.run.console import say
-from vgrout.types import Problem
+from vgrout.types import Problem, UserError
 
 
 def wants_direction(config: RunConfig[Any]) -> bool:
@@ -32,7 +31,7 @@ def wants_direction(config: RunConfig[Any]) -> bool:
 
 
 def chosen_pairs(config: RunConfig[Any], problems: Sequence[Problem] = ()) -> tuple[Pair, ...]:
-    """The pairs that the direction is made from: those of --pairs, or of the file of a content placebo or an oracle.
+    """The pairs that the run's direction is made from: those of --pairs, or of the file of a content placebo or an oracle.
 
     What a `shuffled` direction is made from has half of its sides exchanged already here.
     """
@@ -91,22 +90,28 @@ def obtain(
 
 
 def open_direction(
-    config: RunConfig[Any], loaded: LoadedModel, policy: Policy, problems: Sequence[Problem]
-) -> LiveDirection | None:
-    """The run's direction, or None where nothing asks for one."""
-    if not wants_direction(config):
-        return None
-    pairs = chosen_pairs(config, problems)
+    config: RunConfig[Any], loaded: LoadedModel, policy: Policy, pairs: Sequence[Pair]
+) -> tuple[LiveDirection, dict[str, Any]]:
+    """The run's direction, ready for its first step, and what the run folder keeps of it; says what it is."""
     extractor, first, path = obtain(config, loaded, policy, pairs)
     live = LiveDirection(extractor, first)
     axes = sum(len(a.V) for a in live.subspace.axes.values())
+    if not axes:
+        raise UserError(
+            f"direction {config.direction} of {len(pairs)} pairs ({config.pairs}): no module has an axis, so the two sides "
+            "of the pairs have the same gradients; choose other --pairs"
+        )
     say(
         f"direction {config.direction} of {len(pairs)} pairs ({config.pairs}): {axes} axes in {len(live.subspace.axes)} "
         f"modules, {live.subspace.dropped} below the noise floor, {live.subspace.skipped} modules skipped; {path}"
     )
-    return live
-
-
-def with_direction(config: RunConfig[Any], direction: str) -> RunConfig[Any]:
-    """The same run with another --direction."""
-    return dataclasses.replace(config, direction=direction)
+    record = {
+        "file": str(path),
+        "identity": identity_of(config, loaded, policy, pairs),
+        "pairs": [pair.heading for pair in pairs],
+        "axes": {name: len(a.V) for name, a in live.subspace.axes.items()},
+        "dropped": live.subspace.dropped,
+        "skipped": live.subspace.skipped,
+        "ties": live.subspace.ties,
+    }
+    return live, record

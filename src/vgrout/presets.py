@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vgrout.adapter import ADAPTERS, AdapterConfig
@@ -117,15 +117,53 @@ DELTA_S_LR = {"smoke": 1e-2, "micro": 3e-2, "lite": 2e-3, "fast": 2e-3, "full": 
 development seed and the validation split; lite, fast and full: the middle of the range of earlier systems, not tried here."""
 
 
-def preset(name: str, intervention: str, adapter: str | None = None) -> RunConfig[Any]:
+@dataclass(frozen=True)
+class Design:
+    """A published design by name: what it changes in any preset."""
+
+    intervention: str
+    adapter: str
+    options: dict[str, Any]
+
+
+DESIGNS = {
+    "vhack-v2": Design(
+        "erase",
+        "delta_s",
+        {
+            "extraction.top_k": 12,
+            "extraction.noise_floor": 0.0,
+            "extraction.refresh_every": 0,
+            "settings.susp_drop_frac": 0.25,
+        },
+    ),
+}
+"""vhack-v2: erase along a frozen v_hack of 12 axes with the suspicion gate, which came before the noise floor."""
+
+
+def design_named(name: str) -> Design:
+    """The design of this name, or a `UserError` that lists the names."""
+    if name not in DESIGNS:
+        raise UserError(f"--design {name}: unknown; expected one of {', '.join(DESIGNS)}")
+    return DESIGNS[name]
+
+
+def preset(name: str, intervention: str, adapter: str | None = None, design: str | None = None) -> RunConfig[Any]:
     """The preset's configuration with default settings of the intervention, on its own adapter or the one that is named.
 
-    Raises a `UserError` that lists the presets, or the adapters.
+    With a `design`, its settings on top. Raises a `UserError` that lists the presets, adapters or designs, and for a design
+    of another intervention.
     """
     if name not in PRESETS:
         raise UserError(f"preset {name}: unknown; expected one of {', '.join(PRESETS)}")
     config = PRESETS[name](intervention)
     kind = adapter or intervention_class(intervention).default_adapter
+    if design is not None:
+        chosen = design_named(design)
+        if chosen.intervention != intervention:
+            raise UserError(f"--design {design} is one of {chosen.intervention}, not of --intervention {intervention}")
+        kind = adapter or chosen.adapter
+        config = replace(with_options(config, chosen.options), design=design)
     if kind not in ADAPTERS:
         raise UserError(f"--adapter.kind {kind}: unknown; expected one of {', '.join(ADAPTERS)}")
     if kind != "delta_s":
@@ -133,6 +171,17 @@ def preset(name: str, intervention: str, adapter: str | None = None) -> RunConfi
     return replace(
         config, adapter=replace(config.adapter, kind="delta_s"), optim=replace(config.optim, lr=DELTA_S_LR[name])
     )
+
+
+def with_options(config: RunConfig[Any], options: Mapping[str, Any], seed: int = 0) -> RunConfig[Any]:
+    """The configuration with settings changed by dotted name, such as `extraction.refresh_every`; {seed} in a text is filled in."""
+    for name, value in options.items():
+        value = value.format(seed=seed) if isinstance(value, str) else value
+        section, _, setting = name.rpartition(".")
+        if section:
+            setting, value = section, replace(getattr(config, section), **{setting: value})
+        config = replace(config, **{setting: value})
+    return config
 
 
 def _preset(name: str, intervention: str, **values: Any) -> RunConfig[Any]:

@@ -14,7 +14,7 @@ import torch
 
 from vgrout.adapter.checkpoint import CheckpointInfo, save_checkpoint
 from vgrout.config import RunConfig
-from vgrout.direction_inputs import open_direction
+from vgrout.direction_inputs import chosen_pairs, open_direction, wants_direction
 from vgrout.directions.live import LiveDirection
 from vgrout.directions.meter import Meter
 from vgrout.env.draw import Draw
@@ -145,11 +145,12 @@ def open_session(config: RunConfig[Any], limits: Mapping[str, float] | None = No
     torch.manual_seed(config.seed)
     data = load_data(config)
     steps = [data.draw.prompts(step) for step in range(config.steps)]
+    pairs = chosen_pairs(config, data.train) if wants_direction(config) else ()
     loaded, policy = load_policy(config)
     check_prompt_lengths(loaded, [p for step in steps for p in step], config, "rollout")
     check_prompt_lengths(loaded, data.eval_prompts, config, "eval")
     intervention = intervention_class(config.intervention)(config.settings, policy.adapter, config.seed)
-    direction = open_direction(config, loaded, policy, data.train)
+    direction, record = open_direction(config, loaded, policy, pairs) if pairs else (None, None)
     intervention.prepare(direction)
     sampler = make_sampler(config, loaded, policy, data, steps, routed=intervention.routed)
     shown = {p.problem_id for step in steps for p in step} | {p.problem_id for p in data.eval_prompts}
@@ -166,6 +167,8 @@ def open_session(config: RunConfig[Any], limits: Mapping[str, float] | None = No
             save_partition(run.path / "partition.json", data.draw.partition, modes=config.env.modes, seed=config.seed)
             run.write_json("partition_eval.json", data.eval_partition)
             run.write_json(LIMITS, grader.measure_limits())
+            if record is not None:
+                run.write_json("direction.json", record)
             say(
                 f"{config.preset} with {marked(config)}: {config.steps} steps of {config.grpo.prompts_per_step} prompts x "
                 f"{config.grpo.group_size} rollouts on {len(data.train)} problems, model {loaded.name}"
@@ -235,7 +238,7 @@ def view_table(result: dict[str, Any], title: str) -> str:
 
 def marked(config: RunConfig[Any]) -> str:
     """The intervention's name, with the mark that every output of an upper bound carries."""
-    name = config.intervention
-    if intervention_class(name).needs_direction and config.direction != "real":
+    name = config.intervention + (f" [{config.design}]" if config.design else "")
+    if intervention_class(config.intervention).needs_direction and config.direction != "real":
         name += f" ({config.direction})"
     return name + (" (UPPER BOUND: reads ground truth)" if config.upper_bound else "")

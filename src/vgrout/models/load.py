@@ -63,7 +63,11 @@ def load_model(
             tokenizer, model, revision = _pretrained(str(folder), DTYPES[dtype], None)
     else:
         tokenizer, model, revision = _pretrained(name, DTYPES[dtype], revision)
-    model = model.to(device=target, dtype=DTYPES[dtype]).eval().requires_grad_(False)
+    # Parameters alone: a cast of the whole module would round the frequencies of the rotary embedding, which are buffers
+    # that transformers keeps in fp32 whatever the dtype.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(DTYPES[dtype])
+    model = model.to(target).eval().requires_grad_(False)
     return LoadedModel(model=model, tokenizer=tokenizer, name=name, revision=revision, dtype=dtype)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from vgrout.config import MAX_INIT_SEED, RunConfig
 from vgrout.env.modes import LOOPHOLES
 from vgrout.interventions import INTERVENTIONS, intervention_class
-from vgrout.presets import preset
+from vgrout.presets import preset, with_options
 from vgrout.types import UserError
 
 
@@ -107,14 +107,3 @@ def configurations(
                 )
             )
     return found
-
-
-def with_options(config: RunConfig[Any], options: Mapping[str, Any], seed: int) -> RunConfig[Any]:
-    """The configuration with settings changed by dotted name, such as `extraction.refresh_every`."""
-    for name, value in options.items():
-        value = value.format(seed=seed) if isinstance(value, str) else value
-        section, _, setting = name.rpartition(".")
-        if section:
-            setting, value = section, dataclasses.replace(getattr(config, section), **{setting: value})
-        config = dataclasses.replace(config, **{setting: value})
-    return config
