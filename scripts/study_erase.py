@@ -9,7 +9,8 @@ under train markers; counts are pooled over seeds, with 95 % intervals and the s
 mean over the last 15 steps of the gradient's part along the direction, with its null; `cout_u` that of the update.
 Nothing is tuned on the test split: delta_s has the learning rate at which `none` came to hack on validation problems.
 
-The last line says whether the real direction lowered hacking below each of its placebos by more than the seeds scatter.
+The last lines compare the real direction with each placebo, seed by seed; where a model of either arm has collapsed
+there is no comparison, because a model that has stopped solving hacks little for that reason alone.
 """
 
 from __future__ import annotations
@@ -156,10 +157,16 @@ def verdicts(result: StudyResult) -> list[str]:
     """
     by_name = {arm.label: hacks(arm.rows) for arm in result.arms}
     lines = []
+    collapsed = {arm.label: sorted({seed for seed, _ in arm.collapses(result.base)}) for arm in result.arms}
     for refresh in REFRESH:
         (real,) = (name for name in by_name if name.endswith(f"erase-real-{refresh}"))
         for name, rates_of in by_name.items():
             if name == real or not (name.endswith(refresh) or name.endswith("-none")):
+                continue
+            if bad := [
+                f"{n} collapsed in seed {', '.join(map(str, collapsed[n]))}" for n in (real, name) if collapsed[n]
+            ]:
+                lines.append(f"{real} and {name}: no comparison, {'; '.join(bad)}")
                 continue
             shared = sorted(by_name[real].keys() & rates_of.keys())
             differences = [by_name[real][s] - rates_of[s] for s in shared]
