@@ -83,7 +83,9 @@ def _():
     return f"logits within {worst:.1e} where the views move them by {least:.2f} or more; block ranks {sorted(ranks)}"
 
 
-@gate.invariant("a merged export has its view's logits in plain transformers, for lora2r and delta_s in both bases")
+@gate.invariant(
+    "a merged export has its view's logits in plain transformers, for lora2r and delta_s in both bases", slow=True
+)
 def _():
     worst, least = 0.0, float("inf")
     small = ModelConfig(name=own_model(), dtype="fp32", threads=1)
@@ -114,7 +116,7 @@ def _():
     )
 
 
-@gate.invariant("other numbers in the quarantine change no byte of a deploy export, and change a full one")
+@gate.invariant("other numbers in the quarantine change no byte of a deploy export, and change a full one", slow=True)
 def _():
     compared = 0
     configs_of = {"lora2r": (configured(adapter=CLAMPED), ("peft", "merged"))}
@@ -150,7 +152,8 @@ def _():
 
 
 @gate.invariant(
-    "bf16 factors keep a young change that copies of A and B drown; a merged loss is told; bf16 runs are exact in fp32"
+    "bf16 factors keep a young change that copies of A and B drown; a merged loss is told; bf16 runs are exact in fp32",
+    slow=True,
 )
 def _():
     folder = made("young", configured(adapter=AdapterConfig(rank=8)), 0.002)

@@ -83,7 +83,7 @@ def broken_exports() -> dict[str, tuple[Any, View, Any, str]]:
     }  # fmt: skip
 
 
-@gate.invariant("a wrong export is refused by its own check, and the check leaves the adapter as it was")
+@gate.invariant("a wrong export is refused by its own check, and the check leaves the adapter as it was", slow=True)
 def _():
     folder = made("lora-tiny", configured(adapter=CLAMPED))
     broken = broken_exports()
