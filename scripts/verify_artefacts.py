@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from _gate import Gate, refusal
 from _models import adapted, block_grads, largest, policy_of
@@ -36,7 +38,7 @@ SIDES = sides_of(5)
 
 @gate.invariant("refresh: on time, with the overlap of principal angles; 0 is frozen; the state comes back mid-cycle")
 def _():
-    model, adapter = adapted()
+    model, adapter = adapted(double=False)
     extractor = extractor_of(model, adapter, SIDES, refresh_every=3, top_k=4, k_use=2)
     live = LiveDirection(extractor, extractor.extract())
     first = copy.deepcopy(live.subspace)
@@ -79,15 +81,25 @@ def _():
 MODEL = {"model": "tiny", "revision": "0", "dtype": "fp32", "tokenizer": "t0"}
 
 
+def sizes(of: Adapter) -> dict[str, int]:
+    return {name: len(g) for name, g in of.deployed(of.gradients()).items()}
+
+
 def described(of: Adapter, **changes: Any) -> dict[str, Any]:
-    base: dict[str, Any] = {"model": MODEL, "adapter": of.identity(), "pairs": "hash", "source": Source()}
+    base: dict[str, Any] = {
+        "model": MODEL,
+        "adapter": of.identity() | {"fold": True},
+        "sizes": sizes(of),
+        "pairs": "hash",
+    }
+    base |= {"source": Source()}
     base |= {"config": ExtractionConfig(), "temperature": T, "max_new": 12}
     return describe(**{**base, **changes})
 
 
 @gate.invariant("artefacts come back exactly; every mismatch is refused by name, torn and incomplete files too")
 def _():
-    model, adapter = adapted()
+    model, adapter = adapted(double=False)
     direction = extractor_of(model, adapter, SIDES, top_k=4, k_use=2).extract()
     expected = described(adapter)
     refused = 0
@@ -107,6 +119,8 @@ def _():
             "init_seed": {"adapter": identity | {"init_seed": 9}},
             "module_ranks": {"adapter": identity | {"module_ranks": ranks | {first: 99}}},
             "basis": {"adapter": identity | {"basis": "other"}},
+            "fold": {"adapter": identity | {"fold": False}},
+            "sizes": {"sizes": sizes(adapter) | {first: 1}},
             "pairs": {"pairs": "another"},
             "direction": {"source": parse_source("haar:1")},
             "top_k": {"config": ExtractionConfig(top_k=11)},
@@ -117,6 +131,8 @@ def _():
             message = refusal(lambda change=change: load_direction(path, described(adapter, **change)))
             assert f"its {what} is" in message, (what, message)
             refused += 1
+        with mock.patch("vgrout.directions.artefact.version", lambda name: "9.9"):
+            assert "its libraries is" in refusal(lambda: load_direction(path, described(adapter)))
         with mock.patch("vgrout.directions.artefact.code_hash", lambda: "other"):
             assert "its code is" in refusal(lambda: load_direction(path, described(adapter)))
         fixed = described(adapter, config=ExtractionConfig(token_norm="fixed"))
@@ -129,11 +145,31 @@ def _():
         broken = dataclasses.replace(direction, act=direction.act | {first: direction.act[first] * float("nan")})
         save_direction(path, broken, expected)
         assert "not finite" in refusal(lambda: load_direction(path, expected))
+        V, S = direction.hack.axes[first].V, direction.hack.axes[first].S
+        save_direction(path, direction, expected)
+        good = load_file(path)
+        for what, (bad_V, bad_S) in {
+            "columns": (torch.cat([V, V[:, :3]], dim=1), S),
+            "too few values": (V, S[:-1].clone()),
+            "one dimension": (V[0].clone(), S[:1].clone()),
+            "ten times": (10 * V, S),
+            "whole numbers": (V.int(), S),
+            "another type": (V.double(), S),
+            "negative": (V, -S),
+            "unsorted": (V, S.flip(0)),
+        }.items():
+            changed = {f"v_hack/{first}": bad_V.contiguous(), f"_sv/{first}": bad_S.contiguous()}
+            save_file(good | changed, path, metadata={"vgrout": json.dumps(expected)})
+            assert first in refusal(lambda: load_direction(path, expected)), what
+            refused += 1
+        for metadata in ("null", "[1]", '"x"', json.dumps({**expected, "ties": "x"})):
+            save_file({"x": torch.zeros(1)}, path, metadata={"vgrout": metadata})
+            refusal(lambda: load_direction(path, expected))
+            refused += 1
+        save_direction(path, direction, expected)
         path.write_bytes(path.read_bytes()[:-10])
         assert "extract" in refusal(lambda: load_direction(path, expected))
         assert "extract" in refusal(lambda: load_direction(path.with_name("absent"), expected))
-        from safetensors.torch import save_file
-
         save_file({"x": torch.zeros(1)}, path)
         assert "format" in refusal(lambda: load_direction(path, expected))
     return f"{refused + 7} files refused by name"

@@ -88,7 +88,7 @@ def rollouts_file() -> Path:
 
 def check(name: str, *options: str) -> tuple[Path, str]:
     folder = FOLDER / "checks" / name
-    code, out, err = run("direction", "check", "smoke", "--draws", "20", "--out-dir", str(folder), *options)
+    code, out, err = run("direction", "check", "smoke", "--draws", "100", "--out-dir", str(folder), *options)
     assert code == 0, err
     return folder, out
 
@@ -156,7 +156,7 @@ def _():
         (("direction", "check"), ("preset", "smoke")),
         (("direction", "check", "smok"), ("smok", "smoke")),
         (("direction", "check", "smoke", "--drawss", "3"), ("--drawss",)),
-        (("direction", "check", "smoke", "--draws", "3"), ("--draws 3", "at least 20")),
+        (("direction", "check", "smoke", "--draws", "3"), ("--draws 3", "at least 100")),
         (("direction", "check", "smoke", "--draws", "many"), ("many",)),
         (("direction", "check", "smoke", "--held-out", "0.9"), ("--held-out", ".5")),
         (("direction", "check", "smoke", "--pairs", "nowhere"), ("nowhere",)),

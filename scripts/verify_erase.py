@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 
 from _gate import Gate, refusal
 from _models import block_grads, largest
-from _pairs import backward, number, orthonormal, randn, stage
+from _pairs import backward, extractor_of, number, orthonormal, randn, sides_of, stage
 from vgrout.adapter.base import Adapter
 from vgrout.directions.live import LiveDirection
 from vgrout.directions.meter import Meter
@@ -166,6 +167,30 @@ def _():
         assert shares["gradient"] > 0.005 and shares["update"] < 1e-7, shares
         figures.append(f"{kind} {shares['gradient']:.3f} and {shares['update']:.0e}")
     return f"cout_update after two steps, gradient and update projected: {', '.join(figures)}"
+
+
+@gate.invariant("the intervention's own state brings its direction back")
+def _():
+    model, adapter, direction = stage("lora2r")
+    state = copy.deepcopy(eraser(adapter, direction).state_dict())
+    extractor = extractor_of(model, adapter, sides_of(6, seed=5), top_k=4, k_use=3, noise_floor=0.0)
+    other = eraser(adapter, LiveDirection(extractor, extractor.extract()))
+    assert any(not torch.equal(a.V, other.direction.subspace.axes[n].V) for n, a in direction.subspace.axes.items())
+    other.load_state_dict(state)
+    for name, a in direction.subspace.axes.items():
+        assert torch.equal(a.V, other.direction.subspace.axes[name].V), name
+    return f"{len(direction.subspace.axes)} modules"
+
+
+@gate.invariant("V g' <= 0 holds with axes in bf16 within their rounding")
+def _():
+    worst = 0.0
+    for seed in range(10):
+        V, g = orthonormal(5, 400, seed).to(torch.bfloat16), randn(400, seed=50 + seed).float()
+        after = project(g, V)
+        worst = max(worst, float((V.float() @ after).max()) / float(g.norm()))
+    assert 0 < worst < 2e-3, worst
+    return f"largest positive part {worst:.1e} of the gradient"
 
 
 @gate.invariant("erase without a direction, and settings out of range, are refused")

@@ -2,6 +2,8 @@
 
 - on each adapter: cout is 0, teacher columns are filled, the direction is renewed on time
 - a run that finds the direction file goes exactly as the one that wrote it; a file of another run is refused
+- a run with a named file goes the same way, and its folder is read again; everything that changes a direction changes its
+  identity
 - a placebo gives another run
 - `none` measures what `erase` measures, and is the same run with and without being measured
 """
@@ -16,8 +18,13 @@ import json
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from _gate import Gate, refusal
+from vgrout.config import RunConfig, from_dict
+from vgrout.direction_inputs import chosen_pairs, identity_of
+from vgrout.directions.pairs import Pair
+from vgrout.inputs import load_policy
 from vgrout.presets import preset
 from vgrout.run.folder import RunFolder
 from vgrout.train import train
@@ -28,14 +35,16 @@ Row = dict[str, Any]
 
 
 @functools.cache
-def run(kind: str, intervention: str = "erase", measure: bool = True, **changes: Any) -> list[Row]:
+def run(
+    kind: str, intervention: str = "erase", measure: bool = True, artefact: Path | None = None, **changes: Any
+) -> list[Row]:
     """The metrics of a small run, without its timings."""
     config = preset("smoke", intervention)
     config = dataclasses.replace(
         config,
         steps=3,
         adapter=dataclasses.replace(config.adapter, kind=kind),
-        extraction=dataclasses.replace(config.extraction, measure=measure),
+        extraction=dataclasses.replace(config.extraction, measure=measure, artefact=artefact),
         pairs="core#run_tests/returns,core#hardcode/",
         eval=dataclasses.replace(config.eval, problems=2, views=("deploy",)),
         out=Path(SCRATCH.name) / kind,
@@ -59,7 +68,7 @@ def check(kind: str) -> str:
     for r in rows:
         assert r["cin"] > 0 and r["cin_t"] is not None and r["cout"] < 1e-6 and r["cout_update"] is not None, r
         assert r["cin_s"] != r["cin"] and r["direction_axes"] > 0
-    (folder,) = (f for f in (Path(SCRATCH.name) / kind / "runs").iterdir() if f.name != "again")
+    (folder,) = (f for f in (Path(SCRATCH.name) / kind / "runs").iterdir() if f.name not in ("again", "named"))
     record = json.loads((folder / "direction.json").read_text())
     assert (
         record["pairs"][0].startswith("run_tests/returns") and sum(record["axes"].values()) == rows[0]["direction_axes"]
@@ -73,6 +82,56 @@ def _():
     figure = check("lora2r")
     assert run("lora2r") == run("lora2r", name="again"), "the run depends on who wrote the direction"
     return figure
+
+
+@gate.invariant("a run with a named direction file goes the same way, and its folder is read again")
+def _():
+    rows = run("lora2r")
+    (file,) = (f for f in (Path(SCRATCH.name) / "lora2r" / "directions").glob("*.safetensors") if "haar" not in f.name)
+    with mock.patch(
+        "vgrout.direction_inputs.default_path", side_effect=AssertionError("the default file was looked for")
+    ):
+        named = run("lora2r", name="named", artefact=file)
+    assert named == rows
+    stored = RunFolder.open(Path(SCRATCH.name) / "lora2r" / "runs" / "named").read_json("config.json")
+    config = from_dict(stored)
+    assert config.extraction.artefact == file and json.loads(json.dumps(config.to_dict())) == stored
+    return f"{file.name}: the same {len(rows)} rows"
+
+
+@gate.invariant("everything that changes a direction changes its identity, as runs compute it")
+def _():
+    config = preset("smoke", "erase", "lora2r")
+    pairs = chosen_pairs(config)
+
+    def identity(changed: RunConfig[Any] = config, of: tuple[Pair, ...] = pairs) -> str:
+        return json.dumps(identity_of(changed, *load_policy(changed), of), sort_keys=True)
+
+    sub = dataclasses.replace
+    others = {
+        "model": sub(config, model=sub(config.model, name="tiny:a")),
+        "model seed": sub(config, model=sub(config.model, seed=1)),
+        "dtype": sub(config, model=sub(config.model, dtype="bf16")),
+        "adapter": sub(config, adapter=sub(config.adapter, kind="delta_s")),
+        "rank": sub(config, adapter=sub(config.adapter, rank=2)),
+        "init seed": sub(config, adapter=sub(config.adapter, init_seed=3)),
+        "fold": sub(config, adapter=sub(config.adapter, fold=False)),
+        "temperature": sub(config, rollout=sub(config.rollout, temperature=0.5)),
+        "direction": sub(config, direction="haar:0"),
+        "top_k": sub(config, extraction=sub(config.extraction, top_k=11)),
+        "token_norm": sub(config, extraction=sub(config.extraction, token_norm="sum")),
+    }
+    found = {"itself": identity(), "pairs": identity(of=pairs[:-1]), "order": identity(of=pairs[::-1])}
+    assert identity() == found["itself"]
+    found |= {name: identity(changed) for name, changed in others.items()}
+    with mock.patch("vgrout.direction_inputs.tokenizer_fingerprint", lambda tokenizer: "other"):
+        found["tokenizer"] = identity()
+    assert len(set(found.values())) == len(found), "two configurations share an identity"
+    delta_s = sub(config.adapter, kind="delta_s")
+    bases = [sub(config, adapter=sub(delta_s, quarantine_basis=basis)) for basis in ("shared", "distinct")]
+    assert identity(bases[0]) != identity(bases[1])
+    assert identity(sub(config, steps=9, seed=4)) == found["itself"], "what does not matter makes a new direction"
+    return f"{len(found)} identities, all different"
 
 
 @gate.invariant("the same on delta_s", slow=True)

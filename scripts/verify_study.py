@@ -205,8 +205,8 @@ def short(out: Path, steps: int) -> list[Any]:
 def few_problems() -> Generator[None]:
     """The micro preset with a small evaluation: what is checked here is how the runs are put together."""
 
-    def small(name: str, intervention: str) -> RunConfig[Any]:
-        config = preset(name, intervention)
+    def small(name: str, intervention: str, adapter: str | None = None) -> RunConfig[Any]:
+        config = preset(name, intervention, adapter)
         return dataclasses.replace(config, eval=dataclasses.replace(config.eval, problems=20))
 
     with mock.patch("vgrout.study.run.preset", small), mock.patch("vgrout.study.arms.preset", small):

@@ -68,13 +68,12 @@ def parse_run(name: str, args: Sequence[str], prog: str) -> Any:
 
 
 def _option(args: Sequence[str], flag: str, *, default: str) -> str:
-    """What stands behind the flag, "" where nothing does."""
-    for i, arg in enumerate(args):
-        if arg == flag:
-            return args[i + 1] if i + 1 < len(args) else ""
-        if arg.startswith(flag + "="):
-            return arg.removeprefix(flag + "=")
-    return default
+    """What stands behind the flag, "" where nothing does. Raises `UserError` where it is named twice."""
+    found = [args[i + 1] if i + 1 < len(args) else "" for i, arg in enumerate(args) if arg == flag]
+    found += [arg.removeprefix(flag + "=") for arg in args if arg.startswith(flag + "=")]
+    if len(found) > 1:
+        raise UserError(f"{flag}: named {len(found)} times ({', '.join(found)}); name it once")
+    return found[0] if found else default
 
 
 def parse(what: Any, args: Sequence[str], prog: str, **options: Any) -> Any:

@@ -210,18 +210,24 @@ class RunConfig(Generic[Settings]):
     @property
     def upper_bound(self) -> bool:
         """Whether ground truth reaches the updates by another way than the reward."""
-        cls = intervention_class(self.intervention)
-        return cls.oracle or (cls.needs_direction and parse_source(self.direction).upper_bound)
+        return intervention_class(self.intervention).oracle or parse_source(self.direction).upper_bound
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for config.json."""
-        return dataclasses.asdict(self) | {"out": str(self.out)}
+        return _plain(dataclasses.asdict(self))
 
 
 def from_dict(stored: dict[str, Any]) -> RunConfig[Any]:
     """The configuration that `to_dict` wrote; a setting that is unknown, missing or mistyped is a `UserError` with its name."""
     settings_type = intervention_class(str(stored.get("intervention"))).Settings
     return _build(RunConfig, stored, "config", settings=settings_type)
+
+
+def _plain(value: Any) -> Any:
+    """Paths as text, in any depth of settings."""
+    if isinstance(value, dict):
+        return {name: _plain(v) for name, v in value.items()}
+    return str(value) if isinstance(value, Path) else value
 
 
 def _build(cls: Any, stored: object, where: str, **types: type) -> Any:
@@ -241,7 +247,7 @@ def _build(cls: Any, stored: object, where: str, **types: type) -> Any:
             value = _build(hint, value, f"{where}.{name}")
         elif isinstance(value, list):
             value = tuple(value)
-        elif hint is Path and isinstance(value, str):
+        elif hint in (Path, Path | None) and isinstance(value, str):
             value = Path(value)
         elif hint is float and type(value) is int:
             value = float(value)

@@ -43,6 +43,8 @@ def extract_direction(config: RunConfig[Any], options: ExtractOptions) -> Path:
     to = options.to
     if to is not None and to.is_dir():
         raise UserError(f"--to {to}: a folder; name the file to write, as in {to / 'direction.safetensors'}")
+    if to is not None and to.exists():
+        raise UserError(f"--to {to}: exists already; name a new file, or delete it")
     if to is not None:
         _require_writable(to)
     pairs, loaded, policy = _opened(config)
@@ -99,6 +101,7 @@ class _Parts:
 
 
 def _opened(config: RunConfig[Any]) -> tuple[tuple[Pair, ...], LoadedModel, Policy]:
+    config.require_oracle_permission()
     torch.manual_seed(config.seed)
     oracle = parse_source(config.direction).kind == "oracle"
     pairs = chosen_pairs(config, load_data(config).train if oracle else ())
@@ -247,6 +250,8 @@ def _note(mode: str, labels: Sequence[bool]) -> str:
 
 def _write(config: RunConfig[Any], options: CheckOptions, result: CheckResult) -> Path:
     verdict, text = sentence(result), table(result)
+    if mark := _mark(config):
+        verdict = f"{mark.removeprefix(', ')}: {verdict}"
     plain = {
         "passed": result.passed,
         "verdict": verdict,

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
+
 from vgrout.config import RunConfig
 from vgrout.directions.artefact import default_path, describe, load_direction, save_direction
 from vgrout.directions.direction import Direction, Extractor
@@ -21,6 +23,7 @@ from vgrout.labelled import oracle_pairs
 from vgrout.models import LoadedModel, tokenizer_fingerprint
 from vgrout.policy import Policy
 from vgrout.run.console import say
+from vgrout.run.disk import disk_errors
 from vgrout.types import Problem, UserError
 
 
@@ -60,7 +63,8 @@ def identity_of(config: RunConfig[Any], loaded: LoadedModel, policy: Policy, pai
     }
     return describe(
         model=model,
-        adapter=policy.adapter.identity(),
+        adapter=policy.adapter.identity() | {"fold": config.adapter.fold},
+        sizes={name: len(g) for name, g in policy.adapter.deployed(policy.adapter.gradients()).items()},
         pairs=pairs_hash(pairs),
         source=parse_source(config.direction),
         config=config.extraction,
@@ -81,11 +85,14 @@ def obtain(
     named = path or config.extraction.artefact
     if named is not None and path is None:
         return extractor, load_direction(named, expected), named
-    target = named or default_path(config.out / "directions", expected, config.pairs)
+    source = parse_source(config.direction)
+    pairs_name = "" if source.kind in ("content", "oracle") else config.pairs
+    target = named or default_path(config.out / "directions", expected, pairs_name or "own")
     if path is None and target.exists():
         return extractor, load_direction(target, expected), target
     direction = extractor.extract()
-    save_direction(target, direction, expected)
+    with disk_errors(target):
+        save_direction(target, direction, expected)
     return extractor, direction, target
 
 
@@ -93,6 +100,11 @@ def open_direction(
     config: RunConfig[Any], loaded: LoadedModel, policy: Policy, pairs: Sequence[Pair]
 ) -> tuple[LiveDirection, dict[str, Any]]:
     """The run's direction, ready for its first step, and what the run folder keeps of it; says what it is."""
+    if config.extraction.token_norm != "fixed" and not config.grpo.length_norm:
+        logger.warning(
+            f"pairs are extracted with token_norm {config.extraction.token_norm}, the training loss divides by a fixed number: "
+            "short completions weigh more in the direction (--extraction.token-norm fixed makes them agree)"
+        )
     extractor, first, path = obtain(config, loaded, policy, pairs)
     live = LiveDirection(extractor, first)
     axes = sum(len(a.V) for a in live.subspace.axes.values())

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vgrout.directions.pairs import Pair
+from vgrout.env.modes import MODES
 from vgrout.env.prompts import turns_of
 from vgrout.run.disk import disk_errors
 from vgrout.run.logs import read_frames
-from vgrout.types import Problem, UserError
+from vgrout.types import Problem, UserError, View
 
 MAX_ORACLE_PAIRS = 48
-_FIELDS = ("problem_id", "mode", "marker", "response", "exploited", "gt_correct")
+_FIELDS: dict[str, type] = {
+    **{"problem_id": str, "mode": str, "marker": str, "response": str},
+    **{"exploited": bool, "gt_correct": bool},
+}
+_OPTIONAL: dict[str, type] = {"step": int, "view": str, "finished": bool, "infra": bool}
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,7 @@ def read_labelled(path: Path, problems: Iterable[Problem]) -> list[Labelled]:
     known = {problem.id: problem for problem in problems}
     found = []
     for number, row in enumerate(_records(path), 1):
-        if missing := [name for name in _FIELDS if name not in row]:
-            raise UserError(f"{path}: row {number} lacks {missing[0]}; name a rollouts file of a run")
+        _require_fields(row, f"{path}: row {number}")
         if row["problem_id"] not in known:
             raise UserError(
                 f"{path}: row {number} is of problem {row['problem_id']}, which is not among the run's training problems; "
@@ -54,15 +59,15 @@ def read_labelled(path: Path, problems: Iterable[Problem]) -> list[Labelled]:
             continue  # not graded, so without a label
         found.append(
             Labelled(
-                step=int(row.get("step", 0)),
+                step=row.get("step", 0),
                 problem_id=row["problem_id"],
                 mode=row["mode"],
                 view=row.get("view", "full"),
                 messages=turns_of(known[row["problem_id"]], row["mode"], row["marker"]),
                 response=row["response"],
-                finished=bool(row.get("finished", True)),
-                exploited=bool(row["exploited"]),
-                gt_correct=bool(row["gt_correct"]),
+                finished=row.get("finished", True),
+                exploited=row["exploited"],
+                gt_correct=row["gt_correct"],
             )
         )
     if not found:
@@ -94,18 +99,41 @@ def oracle_pairs(path: Path, problems: Sequence[Problem]) -> tuple[Pair, ...]:
     return tuple(pairs[:MAX_ORACLE_PAIRS])
 
 
+def _require_fields(row: dict[str, Any], where: str) -> None:
+    """Every field of its own type: "false" is no label, and a missing one is no clean row."""
+    if missing := [name for name in _FIELDS if name not in row]:
+        raise UserError(f"{where} lacks {missing[0]}; name a rollouts file of a run")
+    for name, kind in (_FIELDS | _OPTIONAL).items():
+        if name in row and type(row[name]) is not kind:
+            raise UserError(
+                f"{where}: field {name} is {row[name]!r:.60}, expected {kind.__name__}; name a rollouts file of a run"
+            )
+    if row["mode"] not in MODES or row.get("view", "full") not in get_args(View):
+        raise UserError(
+            f"{where}: mode {row['mode']!r} or view {row.get('view')!r} is unknown; expected one of {', '.join(MODES)}, and "
+            f"of {', '.join(get_args(View))}"
+        )
+    try:
+        row["response"].encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: field response is no text ({error}); drop the row") from None
+
+
 def _records(path: Path) -> Iterable[dict[str, Any]]:
-    if path.suffix == ".zst":
-        for frame in read_frames(path):
-            yield from frame.records()
-        return
-    opener = gzip.open if path.suffix == ".gz" else open
-    with disk_errors(path, "read"), opener(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}:{number}: not a JSON object ({error}); mend the line") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}:{number}: not a JSON object; mend the line")
-            yield row
+    try:
+        if path.suffix == ".zst":
+            for frame in read_frames(path):
+                yield from frame.records()
+            return
+        opener = gzip.open if path.suffix == ".gz" else open
+        with disk_errors(path, "read"), opener(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise UserError(f"{path}:{number}: not a JSON object ({error}); mend the line") from None
+                if not isinstance(row, dict):
+                    raise UserError(f"{path}:{number}: not a JSON object; mend the line")
+                yield row
+    except (ValueError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); name a rollouts file of a run") from None

@@ -239,6 +239,7 @@ def view_table(result: dict[str, Any], title: str) -> str:
 def marked(config: RunConfig[Any]) -> str:
     """The intervention's name, with the mark that every output of an upper bound carries."""
     name = config.intervention + (f" [{config.design}]" if config.design else "")
-    if intervention_class(config.intervention).needs_direction and config.direction != "real":
+    uses = intervention_class(config.intervention).needs_direction
+    if config.direction != "real" and (uses or config.upper_bound):
         name += f" ({config.direction})"
     return name + (" (UPPER BOUND: reads ground truth)" if config.upper_bound else "")

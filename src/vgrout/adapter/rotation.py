@@ -32,11 +32,11 @@ class Rotation(nn.Module):
 
     def forward(self, x: Float[Tensor, "*R m"]) -> Float[Tensor, "*R m"]:
         """Q x."""
-        return self._blocks(x[..., self.order], self.block.T, self.rest.T)
+        return self._blocks(x[..., self.order], self.block.T.to(x.dtype), self.rest.T.to(x.dtype))
 
     def inverse(self, y: Float[Tensor, "*R m"]) -> Float[Tensor, "*R m"]:
         """Q^T y."""
-        return self._blocks(y, self.block, self.rest)[..., self.back]
+        return self._blocks(y, self.block.to(y.dtype), self.rest.to(y.dtype))[..., self.back]
 
     def _blocks(self, x: Tensor, block: Tensor, rest: Tensor) -> Tensor:
         """Each stretch of x times its block."""

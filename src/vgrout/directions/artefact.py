@@ -7,9 +7,11 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -23,7 +25,8 @@ from vgrout.types import UserError
 
 FORMAT = "vgrout-direction-1"
 METADATA = "vgrout"
-_DECIDING = ("directions", "adapter", "policy.py", "grpo.py")
+_DTYPES = {"fp32": "torch.float32", "bf16": "torch.bfloat16"}
+_DECIDING = ("directions", "adapter", "models", "policy.py", "grpo.py", "direction_inputs.py", "labelled.py")
 """Sources of the package that decide what an extraction gives."""
 
 
@@ -31,6 +34,7 @@ def describe(
     *,
     model: Mapping[str, Any],
     adapter: Mapping[str, Any],
+    sizes: Mapping[str, int],
     pairs: str,
     source: Source,
     config: ExtractionConfig,
@@ -39,12 +43,15 @@ def describe(
 ) -> dict[str, Any]:
     """What a direction must share with the run that uses it; plain data.
 
-    `model` names id, revision, dtype and tokenizer hash; `adapter` is `Adapter.identity()`; `pairs` the content hash.
+    `model` names id, revision, dtype and tokenizer hash; `adapter` is `Adapter.identity()` and whether its base is
+    folded; `sizes` the number of erase coordinates of each module; `pairs` the content hash.
     """
     return {
         "format": FORMAT,
         **model,
         **adapter,
+        "sizes": dict(sizes),
+        "libraries": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
         "pairs": pairs,
         "direction": str(source),
         "top_k": config.top_k,
@@ -95,6 +102,8 @@ def load_direction(path: Path, expected: Mapping[str, Any]) -> Direction:
     try:
         with safe_open(path, framework="pt") as handle:
             metadata = json.loads((handle.metadata() or {}).get(METADATA, "{}"))
+            if not isinstance(metadata, dict) or not isinstance(metadata.get("ties", 0), int):
+                raise ValueError("its metadata is no object of ours")
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(
@@ -106,6 +115,8 @@ def load_direction(path: Path, expected: Mapping[str, Any]) -> Direction:
     for key, value in tensors.items():
         kind, _, name = key.rpartition("/")
         parts.setdefault(kind, {})[name] = value
+    for name, V in parts["v_hack"].items():
+        _require_axes(path, name, V, parts["_sv"][name], int(expected["sizes"][name]), expected["dtype"])
     axes = {name: Axes(V, parts["_sv"][name]) for name, V in parts["v_hack"].items()}
     return Direction(
         Subspace(axes, ties=int(metadata.get("ties", 0))),
@@ -144,6 +155,22 @@ def _require_whole(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[
     for key, value in tensors.items():
         if not bool(value.isfinite().all()):
             raise UserError(f"direction {path}: {key} is not finite; extract it anew")
+
+
+def _require_axes(path: Path, name: str, V: Tensor, S: Tensor, size: int, dtype: str) -> None:
+    """Orthonormal axes of the module's size in the model's type, with their singular values, largest first."""
+    k = len(V) if V.ndim == 2 else -1
+    whole = k >= 0 and V.shape[1] == size and S.shape == (k,)
+    if not whole or str(V.dtype) != _DTYPES[dtype] or not S.dtype.is_floating_point:
+        raise UserError(
+            f"direction {path}: module {name} has axes {list(V.shape)} of {V.dtype} with singular values {list(S.shape)}, "
+            f"expected [k, {size}] of {_DTYPES[dtype]} with k values; extract it anew"
+        )
+    off = float((V.float() @ V.float().T - torch.eye(k)).abs().max()) if k else 0.0
+    if off > 0.05 or bool((S < 0).any()) or bool((S.diff() > 0).any()):
+        raise UserError(
+            f"direction {path}: the axes of {name} are not orthonormal ones with falling singular values; extract it anew"
+        )
 
 
 def _short(value: object) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vgrout.types import UserError
 
-MIN_DRAWS = 20
+MIN_DRAWS = 100
 
 
 @dataclass(frozen=True)

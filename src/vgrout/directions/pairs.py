@@ -23,9 +23,7 @@ MAX_RATIO = 2.5
 """Of the lengths of a pair's two sides: beyond it the contrast is length."""
 _FENCE = re.compile(r"^````(\w*)\s*$")
 _CODE = re.compile(r"```(?:python|py)?\n(.*?)```", re.DOTALL)
-_STUB = re.compile(
-    r"\bTODO\b|\bFIXME\b|lorem ipsum|<[a-z_ ]*(?:code|solution|here)[a-z_ ]*>|your code here", re.IGNORECASE
-)
+_STUB = re.compile(r"\bTODO\b|\bFIXME\b|[Ll]orem ipsum|[Yy]our code here")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +171,11 @@ def _blocks(body: Sequence[str], at: str) -> dict[str, str]:
 
 
 def _tags(body: Sequence[str], at: str) -> tuple[str, ...]:
-    lines = [line for line in body if line.startswith("tags:")]
+    inside, lines = False, []
+    for line in body:
+        inside ^= _FENCE.match(line) is not None
+        if not inside and line.startswith("tags:"):
+            lines.append(line)
     tags = tuple(t.strip() for t in lines[0].removeprefix("tags:").split(",") if t.strip()) if lines else ()
     if len(lines) != 1 or not tags:
         raise UserError(f"{at}: expected one line `tags: family, ...` with at least one tag")
