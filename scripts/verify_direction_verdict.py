@@ -37,7 +37,9 @@ def good() -> tuple[Planted, Detection]:
     return p, detect(p, noise)
 
 
-@gate.invariant("rollouts pass only above haar, shuffled and every content set, on all rows and within modes")
+@gate.invariant(
+    "rollouts pass only above haar, shuffled and every content set, on all rows and within modes", slow=True
+)
 def _():
     p, found = good()
     assert found.passed and not found.groups[ALL].lost_to and found.groups[ALL].beats_length, found.groups[ALL]

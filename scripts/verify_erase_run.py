@@ -152,8 +152,9 @@ def _():
     assert haar[0]["cin"] != run("lora2r")[0]["cin"] and haar[0]["cout"] < 1e-6
     assert measured[0]["cin"] == run("lora2r")[0]["cin"], "the first gradient is the same under none and erase"
     file = next((Path(SCRATCH.name) / "lora2r" / "directions").glob("*haar*.safetensors"))
-    stranger = dataclasses.replace(preset("smoke", "erase").extraction, artefact=file)
-    message = refusal(lambda: train(dataclasses.replace(preset("smoke", "erase"), extraction=stranger)))
+    other = preset("smoke", "erase", "lora2r")
+    stranger = dataclasses.replace(other.extraction, artefact=file)
+    message = refusal(lambda: train(dataclasses.replace(other, extraction=stranger)))
     assert str(file) in message and "its pairs is" in message, message
     return f"cin of three steps under none: {' '.join(format(r['cin'], '.3f') for r in measured)}"
 
