@@ -4,6 +4,7 @@
 - a run that finds the direction file goes exactly as the one that wrote it; a file of another run is refused
 - a run with a named file goes the same way, and its folder is read again; everything that changes a direction changes its
   identity
+- in bf16 both adapters train along axes that are stored in bf16
 - a placebo gives another run
 - `none` measures what `erase` measures, and is the same run with and without being measured
 """
@@ -19,6 +20,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+import torch
+from safetensors.torch import load_file
 
 from _gate import Gate, refusal
 from vgrout.config import RunConfig, from_dict
@@ -139,6 +143,20 @@ def _():
     figure = check("delta_s")
     assert run("delta_s") == run("delta_s", name="again"), "the run depends on who wrote the direction"
     return figure
+
+
+@gate.invariant("in bf16 both adapters train along axes that are stored in bf16", slow=True)
+def _():
+    figures = []
+    for kind in ("lora2r", "delta_s"):
+        model = dataclasses.replace(preset("smoke", "erase").model, dtype="bf16")
+        rows = run(kind, name=f"bf16-{kind}", model=model)
+        record = json.loads((Path(SCRATCH.name) / kind / "runs" / f"bf16-{kind}" / "direction.json").read_text())
+        axes = [t for name, t in load_file(record["file"]).items() if name.startswith("v_hack/")]
+        assert axes and all(t.dtype == torch.bfloat16 for t in axes), kind
+        assert all(r["cin"] > 0 and r["cout"] < 2e-3 for r in rows), rows
+        figures.append(f"{kind} cout {max(r['cout'] for r in rows):.1e}")
+    return ", ".join(figures)
 
 
 @gate.invariant("none measures what erase does and is the same run unmeasured; a placebo is another run", slow=True)

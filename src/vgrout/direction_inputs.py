@@ -42,7 +42,8 @@ def chosen_pairs(config: RunConfig[Any], problems: Sequence[Problem] = ()) -> tu
     if source.kind == "oracle":
         pairs = oracle_pairs(Path(source.file), problems)
     else:
-        pairs = load_pairs(source.file if source.kind == "content" else config.pairs)
+        content = source.kind == "content"
+        pairs = load_pairs(source.file, "--direction content:") if content else load_pairs(config.pairs)
     return relabelled(pairs, source)
 
 

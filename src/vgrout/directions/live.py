@@ -6,6 +6,7 @@ from typing import Any
 
 from vgrout.directions.direction import Direction, Extractor
 from vgrout.directions.subspace import Axes, Subspace, overlap, usable
+from vgrout.types import UserError
 
 
 class LiveDirection:
@@ -32,6 +33,11 @@ class LiveDirection:
         if every and (step + 1) % every == 0:
             before = self.subspace
             self.subspace = self._usable(self.extractor.extract(everything=False))
+            if not self.subspace.axes:
+                raise UserError(
+                    f"step {step}: the renewed direction has no axis, as the two sides of every pair have the same gradients; "
+                    "keep the first one with --extraction.refresh-every 0"
+                )
             self.to_device()
             self.overlap, self.age = overlap(before, self.subspace), 0
 

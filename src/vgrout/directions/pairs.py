@@ -48,19 +48,22 @@ class Pair:
         return Pair(self.heading, self.tags, self.messages, hack=self.clean, clean=self.hack)
 
 
-def load_pairs(selection: str) -> tuple[Pair, ...]:
-    """The pairs of a selection, in file order. Raises `UserError` with file, line and remedy for whatever is wrong."""
+def load_pairs(selection: str, option: str = "--pairs") -> tuple[Pair, ...]:
+    """The pairs of a selection, in file order. Raises `UserError` with file, line and remedy for whatever is wrong.
+
+    `option` is what the selection was given with, for errors.
+    """
     found: list[Pair] = []
     for part in selection.split(","):
-        found += _select(part.strip())
+        found += _select(part.strip(), option)
     seen: set[tuple[str, str, str]] = set()
     for pair in found:
         content = (str(pair.messages), pair.hack, pair.clean)
         if content in seen:
-            raise UserError(f"--pairs {selection}: pair {pair.heading} occurs twice; name each set once")
+            raise UserError(f"{option} {selection}: pair {pair.heading} occurs twice; name each set once")
         seen.add(content)
     if len(found) < 2:
-        raise UserError(f"--pairs {selection}: {len(found)} pair(s); a direction needs at least 2, so choose more")
+        raise UserError(f"{option} {selection}: {len(found)} pair(s); a direction needs at least 2, so choose more")
     return tuple(found)
 
 
@@ -110,10 +113,10 @@ def parse_pairs(text: str, where: str) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
-def _select(part: str) -> list[Pair]:
+def _select(part: str, option: str) -> list[Pair]:
     match = re.fullmatch(r"([^#@]+)(?:#([^@]+))?(?:@(.+))?", part)
     if match is None:
-        raise UserError(f"--pairs {part!r}: expected NAME or FILE.md, then optionally #HEADING-PREFIX and @TAG")
+        raise UserError(f"{option} {part!r}: expected NAME or FILE.md, then optionally #HEADING-PREFIX and @TAG")
     name, prefix, tag = match.groups()
     shipped = shipped_sets()
     path = shipped.get(name) or Path(name)
@@ -121,13 +124,13 @@ def _select(part: str) -> list[Pair]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"--pairs {name}: cannot be read ({error}); name a Markdown file or one of the sets {', '.join(shipped)}"
+            f"{option} {name}: cannot be read ({error}); name a Markdown file or one of the sets {', '.join(shipped)}"
         ) from error
     pairs = parse_pairs(text, name)
     chosen = [p for p in pairs if (not prefix or p.heading.startswith(prefix)) and (not tag or tag in p.tags)]
     if not chosen:
         tags = ", ".join(sorted({t for p in pairs for t in p.tags}))
-        raise UserError(f"--pairs {part}: none of the {len(pairs)} pairs of {name} is meant; their tags are {tags}")
+        raise UserError(f"{option} {part}: none of the {len(pairs)} pairs of {name} is meant; their tags are {tags}")
     return chosen
 
 
