@@ -4,7 +4,7 @@ The route's data, never the intervention's name, picks one of two strategies (`R
 
 | strategy   | the route asks for                 | a row is run in   | ratio to          | serves                         |
 |------------|------------------------------------|-------------------|-------------------|--------------------------------|
-| `gradient` | parameter masks, values as sampled | its sampling view | itself: always 1  | none, none_full, absorb, label_route (its defaults) |
+| `gradient` | parameter masks, values as sampled | its sampling view | itself: always 1  | none, none_full, erase, absorb, label_route (its defaults) |
 | `forward`  | activation masks, or named values  | the route         | its sampling view | label_route (`mask` activation, `clean` zeroed)     |
 
 Activation masks act inside the forward; parameter masks weigh each rollout's gradient as the one backward yields it. Old
