@@ -81,15 +81,11 @@ def _():
 MODEL = {"model": "tiny", "revision": "0", "dtype": "fp32", "tokenizer": "t0"}
 
 
-def sizes(of: Adapter) -> dict[str, int]:
-    return {name: len(g) for name, g in of.deployed(of.gradients()).items()}
-
-
 def described(of: Adapter, **changes: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
         "model": MODEL,
         "adapter": of.identity() | {"fold": True},
-        "sizes": sizes(of),
+        "sizes": of.deployed_sizes(),
         "pairs": "hash",
     }
     base |= {"source": Source()}
@@ -120,7 +116,7 @@ def _():
             "module_ranks": {"adapter": identity | {"module_ranks": ranks | {first: 99}}},
             "basis": {"adapter": identity | {"basis": "other"}},
             "fold": {"adapter": identity | {"fold": False}},
-            "sizes": {"sizes": sizes(adapter) | {first: 1}},
+            "sizes": {"sizes": adapter.deployed_sizes() | {first: 1}},
             "pairs": {"pairs": "another"},
             "direction": {"source": parse_source("haar:1")},
             "top_k": {"config": ExtractionConfig(top_k=11)},

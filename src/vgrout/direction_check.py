@@ -50,7 +50,7 @@ def extract_direction(config: RunConfig[Any], options: ExtractOptions) -> Path:
     pairs, loaded, policy = _opened(config)
     started = time.monotonic()
     with disk_errors(to or config.out):
-        _, direction, path = obtain(config, loaded, policy, pairs, to)
+        _, direction, path, _ = obtain(config, loaded, policy, pairs, to)
     zero = sum(not bool(v.any()) for v in direction.grad["deploy"].values())
     axes = sum(len(a.V) for a in direction.hack.axes.values())
     say(

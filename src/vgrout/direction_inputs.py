@@ -65,7 +65,7 @@ def identity_of(config: RunConfig[Any], loaded: LoadedModel, policy: Policy, pai
     return describe(
         model=model,
         adapter=policy.adapter.identity() | {"fold": config.adapter.fold},
-        sizes={name: len(g) for name, g in policy.adapter.deployed(policy.adapter.gradients()).items()},
+        sizes=policy.adapter.deployed_sizes(),
         pairs=pairs_hash(pairs),
         source=parse_source(config.direction),
         config=config.extraction,
@@ -75,26 +75,25 @@ def identity_of(config: RunConfig[Any], loaded: LoadedModel, policy: Policy, pai
 
 
 def obtain(
-    config: RunConfig[Any], loaded: LoadedModel, policy: Policy, pairs: Sequence[Pair], path: Path | None = None
-) -> tuple[Extractor, Direction, Path]:
-    """The direction of the run at its start, from its file where that is there; (extractor, direction, file).
+    config: RunConfig[Any], loaded: LoadedModel, policy: Policy, pairs: Sequence[Pair], to: Path | None = None
+) -> tuple[Extractor, Direction, Path, dict[str, Any]]:
+    """The direction of the run at its start; (extractor, direction, its file, what it must share with the run).
 
-    The default file lies in directions/ of the run's root and is written on a miss. A file that was named must match.
+    The default file lies in directions/ of the run's root and is written on a miss; a file that the configuration names must
+    match. With `to` the direction is extracted in any case and written there.
     """
     extractor = make_extractor(config, loaded, policy, pairs)
     expected = identity_of(config, loaded, policy, pairs)
-    named = path or config.extraction.artefact
-    if named is not None and path is None:
-        return extractor, load_direction(named, expected), named
-    source = parse_source(config.direction)
-    pairs_name = "" if source.kind in ("content", "oracle") else config.pairs
-    target = named or default_path(config.out / "directions", expected, pairs_name or "own")
-    if path is None and target.exists():
-        return extractor, load_direction(target, expected), target
+    file = to or config.extraction.artefact
+    if file is None:
+        own = parse_source(config.direction).kind in ("content", "oracle")
+        file = default_path(config.out / "directions", expected, "own" if own else config.pairs)
+    if to is None and (config.extraction.artefact is not None or file.exists()):
+        return extractor, load_direction(file, expected), file, expected
     direction = extractor.extract()
-    with disk_errors(target):
-        save_direction(target, direction, expected)
-    return extractor, direction, target
+    with disk_errors(file):
+        save_direction(file, direction, expected)
+    return extractor, direction, file, expected
 
 
 def open_direction(
@@ -106,7 +105,7 @@ def open_direction(
             f"pairs are extracted with token_norm {config.extraction.token_norm}, the training loss divides by a fixed number: "
             "short completions weigh more in the direction (--extraction.token-norm fixed makes them agree)"
         )
-    extractor, first, path = obtain(config, loaded, policy, pairs)
+    extractor, first, path, identity = obtain(config, loaded, policy, pairs)
     live = LiveDirection(extractor, first)
     axes = sum(len(a.V) for a in live.subspace.axes.values())
     if not axes:
@@ -120,7 +119,7 @@ def open_direction(
     )
     record = {
         "file": str(path),
-        "identity": identity_of(config, loaded, policy, pairs),
+        "identity": identity,
         "pairs": [pair.heading for pair in pairs],
         "axes": {name: len(a.V) for name, a in live.subspace.axes.items()},
         "dropped": live.subspace.dropped,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from typing import Any, get_args
 
 from vgrout.directions.pairs import Pair
 from vgrout.env.modes import MODES
+from vgrout.env.problems import json_object
 from vgrout.env.prompts import turns_of
 from vgrout.run.disk import disk_errors
 from vgrout.run.logs import read_frames
@@ -128,12 +128,6 @@ def _records(path: Path) -> Iterable[dict[str, Any]]:
         opener = gzip.open if path.suffix == ".gz" else open
         with disk_errors(path, "read"), opener(path, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise UserError(f"{path}:{number}: not a JSON object ({error}); mend the line") from None
-                if not isinstance(row, dict):
-                    raise UserError(f"{path}:{number}: not a JSON object; mend the line")
-                yield row
+                yield json_object(line, f"{path}:{number}")
     except (ValueError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); name a rollouts file of a run") from None

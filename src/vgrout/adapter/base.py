@@ -217,6 +217,11 @@ class Adapter:
             for module, parts in self._deployed_parts(tensors)
         }
 
+    def deployed_sizes(self) -> dict[str, int]:
+        """Length of each module's vector in `deployed`."""
+        own = self._deployed_parts([t.value for _, t in self.trainables()])
+        return {module.name: sum(t[part].numel() for t, part in parts) for module, parts in own}
+
     def set_deployed(self, tensors: Sequence[Tensor], vectors: Mapping[str, Float[Tensor, " d"]]) -> None:
         """Writes vectors as `deployed` gives them back into the tensors, for the modules that are named."""
         for module, parts in self._deployed_parts(tensors):

@@ -90,14 +90,14 @@ def read_rows(path: str | Path) -> Rows:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield number, _json_object(line, f"{path}:{number}")
+                    yield number, json_object(line, f"{path}:{number}")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"problem file {path}: not a whole gzip file ({error}); fetch it again or rename it") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}:{number + 1}: not UTF-8 text; is it compressed? then name it .jsonl.gz") from error
 
 
-def _json_object(line: str, where: str) -> dict[str, Any]:
+def json_object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
