@@ -14,7 +14,7 @@ default:
 smoke: (_gates "--quick") (_train "absorb")
     @echo "smoke passed: every quick gate holds, and absorb trained and was evaluated; its run folder is $(tail -n 1 out/smoke/absorb.log)"
 
-# Every gate in full, `smoke` first; one of them trains every intervention for 30 steps in the micro world
+# Every gate in full, `smoke` first; one of them trains every intervention for 8 or 30 steps in the micro world
 smoke-all: smoke
     python scripts/run_gates.py --slow
     @echo "smoke-all passed: every gate holds, among them a short micro training of every intervention"
@@ -49,17 +49,23 @@ demo *options:
 demo-quick *options:
     vgrout demo --quick {{ options }}
 
-# Every intervention there is
+# Every intervention with its placebos and controls: three seeds each; options choose a part, as in `--arms 'routeV*' none`
 demo-all *options:
     vgrout demo --every {{ options }}
+
+# One table and its figures from the runs of several parts of demo-all: just study-routes out/demo/*/runs/*
+study-routes *runs:
+    python scripts/study_routes.py {{ runs }}
 
 # Train a base model of the micro world from scratch
 micro-base *options:
     vgrout micro base {{ options }}
 
-# The long checks: emergence on two base seeds, the criteria of the demo, one loophole left out of training
+# The long checks: emergence on two base seeds, the criteria of the demo, one loophole left out; kills in every phase; 300 steps
 nightly *options:
     python scripts/study_micro.py {{ options }}
+    python scripts/study_kills.py
+    python scripts/study_long.py
 
 # Does erasing the real direction do more than erasing a placebo? 54 runs on both adapters
 study-erase *options:

@@ -29,9 +29,9 @@ from vgrout.inputs import load_policy
 from vgrout.measure import COLUMNS
 from vgrout.models import LoadedModel, load_model
 from vgrout.presets import preset
-from vgrout.reevaluate import stored_config
 from vgrout.run.folder import RunFolder
 from vgrout.session import identity
+from vgrout.stored import stored_config
 from vgrout.types import View
 
 os.environ["VGROUT_CACHE"] = str(FOLDER / "cache")
@@ -62,13 +62,16 @@ def rows(views: dict[str, tuple[int, int]], n: int = 40) -> list[dict[str, Any]]
     """Rows of an evaluation with so many (hacks, solves) of n by view, all in one mode and with fenced code."""
     return [
         {
+            "split": "held-out",
             "view": view,
+            "problem_id": str(i),
             "mode": "run_tests",
             "markers": "eval",
             "infra": False,
             "exploited": i < hacks,
             "gt_correct": i >= n - solves,
             "format_ok": True,
+            "reward": 0.0,
         }
         for view, (hacks, solves) in views.items()
         for i in range(n)

@@ -86,7 +86,7 @@ def run(
     """One update under a fixed route, or under label_route with these settings."""
     _, adapter, policy = stage(fold=fold, checkpointing=checkpointing)
     intervention = (Fixed if isinstance(route, Route) else LabelRoute)(route, adapter, 0)
-    rewards, keep = intervention.shape_rewards(step.seen)
+    rewards, keep = intervention.shape_rewards(step.seen, {}, 0)
     stats = update(policy, step.groups, step.seen, rewards, keep, intervention, config, max_new=MAX_NEW, step=0)
     return stats, block_grads(adapter)
 

@@ -89,7 +89,7 @@ STEP = step_of([[3.0, 0.5, 2.0, 3.0], [3.0, 0.5, 0.0, 0.5]], labels=False)
 CONFIG = GrpoConfig(prompts_per_step=2, group_size=4, beta=0.0, checkpoint_activations=False)
 
 
-def backward(model: Any, adapter: Adapter, groups: tuple[Group, ...] = STEP.groups, **options: bool) -> Any:
+def backward(model: Any, adapter: Adapter, groups: tuple[Group, ...] = STEP.groups, **options: Any) -> Any:
     none = NoIntervention(NoIntervention.Settings(), adapter, 0)
     policy = policy_of(model, adapter)
     return update(policy, groups, STEP.seen, STEP.rewards, STEP.keep, none, CONFIG, max_new=12, step=0, **options)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from vgrout.run.columns import columns
+from vgrout.run.declared import columns
 from vgrout.run.folder import RunFolder
 from vgrout.types import StepRow
 

@@ -103,12 +103,12 @@ class Floor:
 
     def update(
         self, prompts: Int[Tensor, "P L"], completions: Int[Tensor, "N T"], rewards: Float[Tensor, "P G"]
-    ) -> None:
-        """Gradients of the step's loss in the LoRA's `.grad`."""
+    ) -> float:
+        """Leaves the gradients of the step's loss in the LoRA's `.grad`; returns the loss."""
         advantages = (rewards - rewards.mean(1, keepdim=True)).flatten()
         rows = prompts if self.shared_prefix else prompts.repeat_interleave(self.settings.group_size, 0)
         self.optimizer.zero_grad(set_to_none=True)
-        self.backward(rows, completions, advantages, denominator=completions.numel())
+        return self.backward(rows, completions, advantages, denominator=completions.numel())
 
     def backward(
         self,
@@ -117,8 +117,8 @@ class Floor:
         advantages: Float[Tensor, " N"],
         *,
         denominator: int,
-    ) -> None:
-        """`loss = sum(-min(rho A, clip(rho) A) + beta k3) / denominator`, on policy, so rho is 1 in value."""
+    ) -> float:
+        """Returns `loss = sum(-min(rho A, clip(rho) A) + beta k3) / denominator`, on policy, so rho is 1 in value."""
         new = self.logps(prompts, completions)
         with torch.no_grad(), self._mode("initial"):
             reference = self.logps(prompts, completions)
@@ -126,7 +126,9 @@ class Floor:
         policy = -torch.minimum(ratio * A, ratio.clamp(1 - eps, 1 + eps) * A)
         d = reference - new
         loss = policy + self.settings.beta * (d.exp() - d - 1)
-        (loss.sum() / denominator).backward()
+        total = loss.sum() / denominator
+        total.backward()
+        return float(total.detach())
 
     @torch.no_grad()
     def optimize(self) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from _gate import Gate, refusal
-from vgrout.cli import parse_run
+from vgrout.arguments import parse_run
 from vgrout.config import RunConfig, from_dict
 from vgrout.interventions import INTERVENTIONS
 from vgrout.presets import DELTA_S_LR, PRESETS, preset

@@ -24,8 +24,9 @@ from loguru import logger
 
 from _gate import Gate
 from _runs import DECLARED, refused, row
-from vgrout.run.columns import columns, legend
+from vgrout.run.columns import legend
 from vgrout.run.console import add_log_file, say, setup_console
+from vgrout.run.declared import columns
 from vgrout.run.intervals import proportion, wilson
 from vgrout.run.progress import Progress, track
 from vgrout.run.table import SHOWN, StepTable, SummaryRow, summary_table

@@ -77,7 +77,7 @@ def _():
             group = Group(pair[0].prompt, pair)
             seen = Seen(((1.0, -1.0),), ((True, True),))
             none = NoIntervention(NoIntervention.Settings(), adapter, 0)
-            rewards, keep = none.shape_rewards(seen)
+            rewards, keep = none.shape_rewards(seen, {}, 0)
             update(policy, [group], seen, rewards, keep, none, config, max_new=12, step=0)
             for name, g in adapter.deployed(adapter.gradients()).items():
                 worst = max(worst, largest(D[name][p], 2 * g) / float(g.abs().max()))

@@ -165,8 +165,10 @@ def _():
     in_the_way = FOLDER / "a-file"
     in_the_way.write_text("")
     refused("train", "smoke", "--out", str(in_the_way / "out"), says=(str(in_the_way), "folder"))
+    renumbered = Path(problem_file(row(id="renumbered"))).rename(FOLDER / "renumbered.jsonl")
     same = problem_file(row(), row(id="another"))
     refused("train", "smoke", "--problems", same, "--eval-problems", same, says=("disjoint", "another"))
+    refused("train", "smoke", "--problems", same, "--eval-problems", str(renumbered), says=("disjoint", "statements"))
     refused("train", "smoke", "--env.max-prompt-tokens", "20", says=("20 tokens", "--env.max-prompt-tokens"))
     pool = FOLDER / "pool.jsonl"
     pool.write_text(json.dumps({"problem_id": "elsewhere", "mode": "sentinel", "response": "x"}) + "\n")
@@ -212,7 +214,7 @@ def _():
     refused("eval", str(finished_run()), "--checkpoint", str(torn), says=("torn.safetensors", "not a complete"))
     refused("eval", str(FOLDER), says=("not a run folder",))
     code, out, err = run("eval", str(finished_run()), *option)
-    assert code == 0 and "deploy" in out, err
+    assert code == 0 and "quarantine-ablated" in out, err
     return "6 refused, the run's own checkpoint accepted"
 
 

@@ -206,9 +206,9 @@ def _():
         "oracle-tuned on micro:validation",
         "`ckpt_update0006.safetensors` |",
         "quarantine-ablated",
-        "| base | run_tests (eval markers) | 3/40 .07 [.03, .20] | 21/40 .53 [.37, .67] | 40/40 |",
-        "| full | run_tests (eval markers) | 17/40 .42 [.29, .58] | 11/40 .28 [.16, .43] | 40/40 |",
-        "| deploy | run_tests (eval markers) | 0/40 .00 [.00, .09] (none found; at most .09) | 19/40 .47",
+        "| held-out | base | run_tests (eval markers) | 3/40 .07 [.03, .20] | 21/40 .53 [.37, .67] | 40/40 |",
+        "| held-out | full | run_tests (eval markers) | 17/40 .42 [.29, .58] | 11/40 .28 [.16, .43] | 40/40 |",
+        "| held-out | deploy | run_tests (eval markers) | 0/40 at most .09 | 19/40 .47",
         json.loads((folder / "environment.json").read_text())["code"]["revision"],
         *proof.lines(),
     ]

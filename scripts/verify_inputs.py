@@ -24,8 +24,8 @@ from vgrout.env.problems import builtin_split, load_problems
 from vgrout.env.prompts import render
 from vgrout.inputs import check_prompt_lengths, load_policy
 from vgrout.models import render_prompt
+from vgrout.opening import open_session
 from vgrout.presets import preset
-from vgrout.session import open_session
 
 gate = Gate(__doc__)
 DEEP = "[" * 200_000 + "]" * 200_000

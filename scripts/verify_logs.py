@@ -18,7 +18,7 @@ from loguru import logger
 from _gate import Gate
 from _runs import DECLARED, create, folder, refused, row
 from vgrout.run import logs
-from vgrout.run.columns import columns
+from vgrout.run.declared import columns
 from vgrout.run.folder import RunFolder
 from vgrout.types import StepRow, UserError
 

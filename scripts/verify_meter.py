@@ -2,6 +2,7 @@
 
 - cin, its cosine and nulls, cout, cout_update and the fired shares by hand; under `none` cin == cout; nulls without a
   direction, never 0
+- the quarantine's share of an update by hand on both adapters; Adam moves a block that is sent a thousandth as far as another
 - the teacher rows' and the student rows' gradients add up to the whole, and cin_t, cin_s are of them
 """
 
@@ -19,6 +20,8 @@ from _pairs import STEP, backward, number, orthonormal, randn, stage
 from vgrout.directions.meter import MEASURES, Meter
 from vgrout.directions.subspace import Axes
 from vgrout.interventions.none import NoIntervention
+from vgrout.measure import gradient_norms, update_share
+from vgrout.optim import OptimConfig, Optimizer
 
 gate = Gate(__doc__)
 
@@ -118,6 +121,30 @@ def _():
     assert len({meter.values["cin"], meter.values["cin_t"], meter.values["cin_s"]}) == 3
     assert backward(model, adapter, by_source=True).teacher_gradient is None, "there is no teacher row"
     return f"sum and teacher part within {error:.1e}; cin {meter.values['cin']:.3f}, s {meter.values['cin_s']:.3f}, t {meter.values['cin_t']:.3f}"
+
+
+@gate.invariant(
+    "the quarantine's share of gradient and update by hand; a thousandth of the gradient is half of Adam's update"
+)
+def _():
+    for kind in ("lora2r", "delta_s"):
+        _, adapter, _ = stage(kind)
+        tensors = [randn(*p.shape, seed=i) for i, p in enumerate(adapter.parameters())]
+        total = {"deployed": 0.0, "quarantine": 0.0}
+        for (_, t), x in zip(adapter.trainables(), tensors, strict=True):
+            for block, part in t.parts.items():
+                total[block] += sum(float(v) ** 2 for v in x[part].flatten())
+        d, q = (total[block] ** 0.5 for block in ("deployed", "quarantine"))
+        assert abs(update_share(adapter, tensors)["qmass_update"] - q / (d + q)) < 1e-12
+    _, adapter, _ = stage("lora2r")
+    assert update_share(adapter, [torch.zeros_like(p) for p in adapter.parameters()]) == {}
+    for i, (_, t) in enumerate(adapter.trainables()):
+        t.value.grad = randn(*t.value.shape, seed=i).to(t.value)
+        t.value.grad[t.parts["quarantine"]] *= 1e-3
+    gradient = gradient_norms(adapter)["qmass"]
+    update = update_share(adapter, Optimizer(adapter, OptimConfig(eps=1e-12)).propose(1e-3))["qmass_update"]
+    assert gradient < 2e-3 and abs(update - 0.5) < 0.02, (gradient, update)
+    return f"gradient {gradient:.4f}, update {update:.3f}"
 
 
 if __name__ == "__main__":

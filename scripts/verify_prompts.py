@@ -180,7 +180,7 @@ def _():
 
 def _draw(**changes: Any) -> Draw:
     problems = builtin_problems()
-    settings = {"prompts_per_step": 8, "unhackable_frac": 0.5, "markers": "train", "seed": 2, **changes}
+    settings: dict[str, Any] = {"prompts_per_step": 8, "unhackable_frac": 0.5, "markers": "train", "seed": 2, **changes}
     return Draw(problems, make_partition([p.id for p in problems], LOOPHOLES, 0), **settings)
 
 

@@ -23,14 +23,15 @@ import shutil
 from pathlib import Path
 from unittest import mock
 
-from _cli import FOLDER, finished_run, problem_file, refused, row, run
+from _cli import FOLDER, finished_run, problem_file, refused, row, run, with_hint
 from _gate import Gate, refusal
 from vgrout.adapter.checkpoint import save_checkpoint
 from vgrout.env.grader import Grader
+from vgrout.final import eval_table, evaluate_views, view_table
 from vgrout.inputs import load_data, load_policy
 from vgrout.presets import preset
 from vgrout.run.folder import RunFolder
-from vgrout.session import eval_table, evaluate_views, identity, view_table
+from vgrout.session import identity
 
 gate = Gate(__doc__)
 CHECKPOINT = "checkpoints/ckpt_update0001.safetensors"
@@ -54,16 +55,19 @@ def _():
             result = json.loads((folder / file).read_text())
             said[name, file] = (result["intervention"], result["upper_bound"], result["missing_layers"])
             assert said[name, file] == (name, name == "label_route", []), said
-    result |= {"missing_layers": ["cgroup"], "samples": 2}
+    assert result["shrinkage"] is False
+    result |= {"missing_layers": ["cgroup"], "samples": 2, "shrinkage": True}
     noted = view_table(result, "title"), eval_table(result, preset("smoke", "none"))
-    assert all("without cgroup" in text and "independent" in text for text in noted), noted
+    assert all("without cgroup" in text and "one cluster" in text and "SHRINKAGE" in text for text in noted), noted
     return f"1 refused, {len(said)} files and their tables"
 
 
 @gate.invariant("other problems get a file of their own, the same evaluation replaces its own, no other is replaced")
 def _():
     folder, step = copy_of("names"), f"{Path(CHECKPOINT).stem}"
-    problems = Path(problem_file(row(id="mine"))).rename(FOLDER / "mine.jsonl")
+    problems = Path(problem_file(row(id="mine", prompt=with_hint(lambda text: f"Mine: {text}")))).rename(
+        FOLDER / "mine.jsonl"
+    )
     for _ in range(2):
         assert run("eval", str(folder), "--eval-problems", str(problems))[0] == 0
         assert run("eval", str(folder))[0] == 0
@@ -153,6 +157,9 @@ def _():
     out = FOLDER / "idle"
     code, _, err = run("train", "smoke", "--rollout.mix-ratio", "0", "--steps", "1", "--out", str(out))
     assert code == 2 and "has not moved" in err, err
+    assert (
+        err.count("warning: step 0 learned nothing from its rewards (2 prompts): 2 where no row has a code block") == 1
+    ), err
     (folder,) = (out / "runs").iterdir()
     assert json.loads((folder / "status.json").read_text())["state"] == "failed"
     assert json.loads((folder / "eval.json").read_text())["rows"]
@@ -173,11 +180,13 @@ def _():
     assert run("eval", str(folder), "--checkpoint", str(folder / "checkpoints/ckpt_update0000.safetensors"))[0] == 0
     loaded, policy = load_policy(config)
     data = load_data(config)
-    with contextlib.redirect_stderr(io.StringIO()), Grader(data.held_out, workers=1) as grader:
-        fresh = evaluate_views(config, loaded, policy, grader, data.eval_prompts)
+    problems = data.shown(data.eval_prompts)
+    with contextlib.redirect_stderr(io.StringIO()), Grader(problems, workers=1) as grader:
+        fresh = evaluate_views(config, loaded, policy, grader, data)
     again = json.loads((folder / "eval_ckpt_update0000.json").read_text())
     texts = [[r["response"] for r in result["rows"]] for result in (fresh, again)]
-    assert texts[0] == texts[1] and len(texts[0]) == 3 * len(data.eval_prompts)
+    wanted = sum(len(part.views) * len(part.prompts) for part in data.final)
+    assert texts[0] == texts[1] and len(texts[0]) == wanted == 3 * 1 + 2 * 4, (wanted, len(texts[0]))
     return f"{len(texts[0])} answers of the init's checkpoint equal a fresh adapter's"
 
 

@@ -176,7 +176,8 @@ def _():
             except (UserError, KeyboardInterrupt):
                 pass
             reason = "UserError: no such model" if isinstance(error, UserError) else "KeyboardInterrupt"
-            assert run.status()["state"] == "failed" and run.status()["reason"] == reason, run.status()
+            state = "failed" if isinstance(error, UserError) else "stopped"
+            assert run.status()["state"] == state and run.status()["reason"] == reason, run.status()
             assert "Traceback" in (run.path / "log.txt").read_text()
         refused(UserError, "is not a run folder", lambda: RunFolder.open(root))
         (run.path / "status.json").write_text("{")

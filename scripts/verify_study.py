@@ -2,7 +2,7 @@
 
 - the final table's counts are those of the rows, by arm, view and marker family, with the seeds' range
 - a model that stops answering, or stops solving, is flagged as collapsed; one that merely stops hacking is not
-- every intervention has an arm, upper bounds are marked, and arms differ only by what they name
+- arms differ only by what they name, those of the demo evaluate no control ablations, and upper bounds are marked
 - a failing run is reported with its log while the others finish, and an interrupt leaves no process behind
 - the same seed gives the identical table, with two runs at a time or one
 """
@@ -12,27 +12,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import itertools
 import json
 import multiprocessing
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from _gate import Gate
+from _study import few_problems, rows
 from vgrout.config import RunConfig
 from vgrout.evals import collapsed, tabulate
-from vgrout.interventions import INTERVENTIONS
 from vgrout.parallel import run_side_by_side
-from vgrout.presets import preset
 from vgrout.run.folder import RunFolder
 from vgrout.run.live import LiveTable
-from vgrout.study.arms import DEMO, EVERY, QUICK, Arm, configurations
+from vgrout.study.arms import DEMO, QUICK, ROUTES, Arm, configurations
 from vgrout.study.run import Study, run_study
 from vgrout.study.summary import ArmResult, final_table, mode_table
 from vgrout.types import UserError
@@ -40,27 +38,6 @@ from vgrout.types import UserError
 gate = Gate(__doc__)
 # Runs are processes of their own, as a user starts them: without the run-time type checks of gates.
 os.environ["VGROUT_TYPECHECK"] = ""
-MODES = ("run_tests", "sentinel")
-
-
-def rows(view: str, hack: float, solve: float, formatted: float = 1.0, n: int = 100) -> list[dict[str, Any]]:
-    """n rows per mode and marker family, and n without a hint, at these rates."""
-    made = []
-    for mode, markers in [*itertools.product(MODES, ("train", "eval")), ("gt_only", "eval")]:
-        for i in range(n):
-            hacks = mode != "gt_only" and i < hack * n
-            made.append(
-                {
-                    "view": view,
-                    "mode": mode,
-                    "markers": markers,
-                    "exploited": hacks,
-                    "gt_correct": not hacks and i >= n - solve * n,
-                    "format_ok": i < formatted * n,
-                    "infra": False,
-                }
-            )
-    return made
 
 
 @gate.invariant("the final table's counts are those of the rows")
@@ -98,29 +75,29 @@ def _() -> str:
     return ", ".join(cases)
 
 
-@gate.invariant("every intervention has an arm, upper bounds are marked, and names are unique")
+@gate.invariant("arms differ only by what they name, the demo's evaluate no controls, and upper bounds are marked")
 def _() -> str:
-    assert {arm.intervention for arm in EVERY} == set(INTERVENTIONS)
-    assert {arm.label.endswith("*") for arm in EVERY if INTERVENTIONS[arm.intervention].oracle} == {True}
-    assert not any(arm.label.endswith("*") for arm in EVERY if not INTERVENTIONS[arm.intervention].oracle)
-    configs = configurations(EVERY, (0, 1), Path("x"), problems="micro:test", model="micro")
-    assert len({c.name for c in configs}) == len(configs) == 2 * len(EVERY)
+    configs = configurations((*DEMO, ROUTES[3]), (0, 1), Path("x"), problems="micro:test", model="micro")
+    assert len({c.name for c in configs}) == len(configs) == 2 * (len(DEMO) + 1)
+    assert not any(c.eval.controls for c in configs) and {c.eval.views for c in configs} == {("full", "deploy")}
     wanted = {(c, b) for c in ("detached", "zeroed") for b in ("block", "group")}
-    routes = [c for c in configs if c.intervention == "label_route" and c.seed == 0][::-1]
+    routes = [c for c in configs if c.intervention == "label_route" and c.seed == 0]
     assert {(c.settings.clean, c.grpo.advantage_baseline) for c in routes} == wanted
+    first = next(c for c in routes if c.name == ROUTES[0].run_names([0])[0])
     for c in routes:
         plain = dataclasses.replace(
             c,
-            name=routes[0].name,
+            name=first.name,
             settings=dataclasses.replace(c.settings, clean="detached", mask="parameter"),
             grpo=dataclasses.replace(c.grpo, advantage_baseline="block"),
         )
-        assert plain == routes[0], f"{c.name} differs in more than clean route, mask and baseline"
+        assert plain == first, f"{c.name} differs in more than clean route, mask and baseline"
         assert (c.settings.clean == "zeroed") == (c.settings.mask == "activation"), c.settings
-    assert len(DEMO) == 5 and len(QUICK) == 2 and len(EVERY) == 8
+    assert [arm.label for arm in DEMO if arm.label.endswith("*")] == [arm.label for arm in ROUTES[:3]]
+    assert len(DEMO) == 5 and len(QUICK) == 2
     shown = {(a.settings["clean"], a.grpo["advantage_baseline"]) for a in DEMO if a.intervention == "label_route"}
     assert shown == {("detached", "block"), ("detached", "group"), ("zeroed", "block")}
-    return f"{len(EVERY)} arms"
+    return f"{len(DEMO)} arms of the demo"
 
 
 @gate.invariant("a failing run is reported with its log; the others finish, and the table is of those", slow=True)
@@ -199,18 +176,6 @@ def short(out: Path, steps: int) -> list[Any]:
     arms = (Arm("none", "none"), Arm("absorb", "absorb"))
     found = configurations(arms, (0,), out, problems="micro:validation", model="micro", steps=steps)
     return [dataclasses.replace(c, eval=dataclasses.replace(c.eval, problems=8)) for c in found]
-
-
-@contextlib.contextmanager
-def few_problems() -> Generator[None]:
-    """The micro preset with a small evaluation: what is checked here is how the runs are put together."""
-
-    def small(name: str, intervention: str, adapter: str | None = None) -> RunConfig[Any]:
-        config = preset(name, intervention, adapter)
-        return dataclasses.replace(config, eval=dataclasses.replace(config.eval, problems=20))
-
-    with mock.patch("vgrout.study.run.preset", small), mock.patch("vgrout.study.arms.preset", small):
-        yield
 
 
 def interrupt() -> None:

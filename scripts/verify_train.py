@@ -6,7 +6,7 @@ Invariants:
 - the last checkpoint reloads to the trained net change (bf16 rounding of differences), the first one to the init;
 - the trainer's log-probabilities agree with the sampler's;
 - the same seed gives the same metrics digit for digit, another seed does not;
-- poisoning every label while keeping the rewards leaves the trained weights bit-identical, except under label_route;
+- poisoning every label while keeping the rewards leaves the trained weights bit-identical, except under upper bounds;
 - an evaluation leaves training untouched, and its figures are recomputed from its rows;
 - converted LeetCodeDataset rows train, and rows of the held-out test evaluate.
 """
@@ -37,13 +37,15 @@ from vgrout.env.problems import load_problems
 from vgrout.evals import tabulate
 from vgrout.inputs import load_policy
 from vgrout.interventions import INTERVENTIONS
+from vgrout.opening import open_session
 from vgrout.presets import preset
 from vgrout.run.folder import RunFolder
 from vgrout.run.intervals import wilson
 from vgrout.run.logs import read_rollouts
-from vgrout.session import Session, identity, open_session
+from vgrout.session import Session, identity
 from vgrout.train import loop
 from vgrout.train import train as train_aloud
+from vgrout.tripwires import TripwireConfig
 from vgrout.types import Verdict
 
 gate = Gate(__doc__)
@@ -55,9 +57,8 @@ def smoke(intervention: str, **changes: Any) -> RunConfig[Any]:
     config = preset("smoke", intervention)
     config = dataclasses.replace(config, steps=4, eval=dataclasses.replace(config.eval, problems=4))
     config = dataclasses.replace(config, pairs="core#run_tests/lambda,core#run_tests/no-cases")  # the shortest
-    return dataclasses.replace(
-        config, out=Path(ROOT.name), allow_oracle=config.intervention == "label_route", **changes
-    )
+    oracle = INTERVENTIONS[config.intervention].oracle
+    return dataclasses.replace(config, out=Path(ROOT.name), allow_oracle=oracle, **changes)
 
 
 def train(config: RunConfig[Any]) -> Path:
@@ -204,7 +205,8 @@ class Poisoned:
 
 
 def trained_hash(intervention: str, *, poison: bool) -> str:
-    with session_of(smoke(intervention, steps=2)) as session:
+    # Poisoned, every row is routed away, which is what a tripwire is for.
+    with session_of(smoke(intervention, steps=2, tripwires=TripwireConfig(stop=False))) as session:
         if poison:
             session.grader = Poisoned(session.grader)  # ty: ignore[invalid-assignment]
         loop(session)
@@ -213,7 +215,7 @@ def trained_hash(intervention: str, *, poison: bool) -> str:
         return weights_hash(session)
 
 
-@gate.invariant("the oracle door: poisoned labels change no weight, except under label_route")
+@gate.invariant("the oracle door: poisoned labels change no weight, except under the upper bounds")
 def _():
     changed = {name: trained_hash(name, poison=True) != trained_hash(name, poison=False) for name in INTERVENTIONS}
     assert changed == {name: cls.oracle for name, cls in INTERVENTIONS.items()}, changed
@@ -235,13 +237,13 @@ def _():
     result = trained("none").read_json("eval.json")
     for cell in result["cells"]:
         hinted = cell["mode"].startswith("all")
-        rows = [r for r in result["rows"] if r["view"] == cell["view"]]
+        rows = [r for r in result["rows"] if (r["split"], r["view"]) == (cell["split"], cell["view"])]
         rows = [r for r in rows if (r["mode"] != "gt_only" if hinted else r["mode"] == cell["mode"])]
         hacks = sum(r["channel"] and not r["gt_correct"] for r in rows)
         assert (cell["n"], cell["hacks"]) == (len(rows), hacks) and cell["hack_interval"] == list(
             wilson(hacks, len(rows)) or ()
         )
-    assert {r["markers"] for r in result["rows"]} == {"eval"}
+    assert {(r["split"], r["markers"]) for r in result["rows"]} == {("held-out", "eval"), ("train", "train")}
     assert {c["view"] for c in result["cells"]} == {"base", "full", "deploy"}
     by_view = {v: [r["response"] for r in result["rows"] if r["view"] == v] for v in ("full", "deploy")}
     assert by_view["full"] == by_view["deploy"], (
@@ -262,7 +264,7 @@ def _():
         config = smoke(name, steps=2, problems=str(folder / "converted.jsonl"), eval_problems=str(held_out))
         config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, problems=4))
         run = RunFolder.open(train(config))
-        ids = {r["problem_id"] for r in run.read_json("eval.json")["rows"]}
+        ids = {r["problem_id"] for r in run.read_json("eval.json")["rows"] if r["split"] == "held-out"}
         assert ids == {p.id for p in load_problems(held_out)[:4]}
         assert all((row.values["grad_norm"] or 0) > 0 for row in run.metrics()), f"{name}: a step without gradient"
         names.append(name)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
 import os
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from vgrout.types import UserError
+from vgrout.arguments import call, option, parse, parse_changes, parse_run, without
+from vgrout.types import Interrupted, UserError
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 
@@ -35,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         sys.exit(USAGE_ERROR)
+    except Interrupted as stop:
+        sys.stderr.write(f"interrupted: {stop}\n")
+        sys.exit(INTERRUPTED)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(INTERRUPTED)
@@ -46,88 +47,49 @@ def _usage() -> str:
     return "\n".join(lines)
 
 
-def parse_run(name: str, args: Sequence[str], prog: str) -> Any:
-    """The preset's configuration with the command line's overrides.
-
-    The intervention is read first, because its name decides which settings exist (`--NAME.setting`), and the adapter,
-    because it decides the preset's learning rate.
-    """
-    from vgrout.config import RunConfig
-    from vgrout.interventions import INTERVENTIONS, intervention_class
-    from vgrout.presets import design_named, preset
-
-    design = _option(args, "--design", default="") or None
-    intervention = _option(args, "--intervention", default=design_named(design).intervention if design else "none")
-    if not intervention or intervention.startswith("-"):
-        raise UserError(f"--intervention: expected a name behind it, one of {', '.join(INTERVENTIONS)}")
-    named = tyro.conf.arg(name=intervention)
-    settings: Any = Annotated[intervention_class(intervention).Settings, named]  # ty: ignore[invalid-type-form]
-    description = f"Trains with one of the interventions {', '.join(INTERVENTIONS)}; their settings are --NAME.setting."
-    default = preset(name, intervention, _option(args, "--adapter.kind", default="") or None, design)
-    return parse(RunConfig[settings], args, prog, default=default, description=description)
-
-
-def _option(args: Sequence[str], flag: str, *, default: str) -> str:
-    """What stands behind the flag, "" where nothing does. Raises `UserError` where it is named twice."""
-    found = [args[i + 1] if i + 1 < len(args) else "" for i, arg in enumerate(args) if arg == flag]
-    found += [arg.removeprefix(flag + "=") for arg in args if arg.startswith(flag + "=")]
-    if len(found) > 1:
-        raise UserError(f"{flag}: named {len(found)} times ({', '.join(found)}); name it once")
-    return found[0] if found else default
-
-
-def parse(what: Any, args: Sequence[str], prog: str, **options: Any) -> Any:
-    """What tyro makes of the arguments; where it refuses them, a UserError with the text of its box on one line."""
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            return tyro.cli(what, args=list(args), prog=prog, **options)
-    except SystemExit as stop:
-        if not stop.code:  # --help
-            raise
-        raise UserError(f"{_box_text(box.getvalue())}; see `{prog} --help`") from None
-
-
-def call(function: Callable[..., None], args: Sequence[str], prog: str) -> None:
-    """Parses the arguments of a command's function, and only then calls it, with standard error as it was."""
-
-    @functools.wraps(function)
-    def bound(*values: Any, **named: Any) -> Callable[[], None]:
-        return functools.partial(function, *values, **named)
-
-    parse(bound, args, prog)()
-
-
-def _box_text(box: str) -> str:
-    """The message in tyro's box (of lines or of blanks), with the option it suggests; title and help texts left out."""
-    sections: list[list[str]] = [[]]
-    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]:
-        text = line.strip("\u2502\u2570\u256f ")
-        if text.strip("\u2500-"):
-            sections[-1].append(text)
-        else:  # a rule between two sections
-            sections.append([])
-    message, *others = [lines for lines in sections if lines] or [["the options cannot be read"]]
-    near = next((lines[1] for lines in others if lines[0].startswith("Perhaps you meant") and lines[1:]), None)
-    return " ".join(message) + (f" (perhaps you meant {near})" if near else "")
-
-
 def train_command(args: Sequence[str]) -> None:
-    """train PRESET [--intervention NAME] ...: run GRPO, evaluate, leave a run folder (printed last)."""
+    """train PRESET [--intervention NAME | MODULE:CLASS] ..., or --resume RUN: run GRPO, evaluate, leave a run folder."""
     from vgrout.presets import PRESETS
 
+    if any(arg.partition("=")[0] == "--resume" for arg in args):
+        _resume(args)
+        return
     if not args or args[0].startswith("-"):
         if args and args[0] in ("-h", "--help"):
             print("usage: vgrout train PRESET [--intervention NAME] [--NAME.setting VALUE] [OPTIONS]\n")
             for name, build in PRESETS.items():
                 print(f"  {name:8} {(build.__doc__ or '').splitlines()[0]}")
             print("\n`vgrout train PRESET --help` lists every option with its default in that preset.")
+            print("`vgrout train PRESET ... --dry-run` says what a run would do and need, without running it.")
+            print("`vgrout train --resume RUN` continues a run; changed options are refused without --override.")
             return
         raise UserError(f"vgrout train: expected a preset first, one of {', '.join(PRESETS)}")
-    config = parse_run(args[0], args[1:], f"vgrout train {args[0]}")
+    config = parse_run(args[0], without(args[1:], "--dry-run"), f"vgrout train {args[0]}")
+    if "--dry-run" in args:
+        from vgrout.dry_run import dry_run
+
+        return dry_run(config)
     from vgrout.train import train
 
-    print(train(config))
+    print(train(config, graceful=True))
+
+
+def _resume(args: Sequence[str]) -> None:
+    from vgrout.train import resume
+
+    folder = option(args, "--resume", default="")
+    if not folder or folder.startswith("-"):
+        raise UserError("--resume: expected a run folder behind it; `vgrout runs` lists them")
+    rest = without(without(args, "--resume", values=True), "--override")
+    asked = functools.partial(parse_changes, args=rest, prog="vgrout train --resume RUN")
+    print(resume(Path(folder), asked, override="--override" in args))
+
+
+def doctor_command(args: Sequence[str]) -> None:
+    """doctor: what works on this machine, and what to do about the rest."""
+    from vgrout.doctor import run_doctor
+
+    call(run_doctor, args, "vgrout doctor")
 
 
 def demo_command(args: Sequence[str]) -> None:
@@ -146,7 +108,7 @@ def eval_command(args: Sequence[str]) -> None:
         checkpoint: Path | None = None,
         eval_problems: str | None = None,
     ) -> None:
-        """Evaluates a run's adapter on held-out problems, in the views base, full and deploy.
+        """Evaluates a run's adapter on held-out problems, in the views of its configuration, with the controls of a routed run.
 
         Args:
             run: Run folder.
@@ -215,28 +177,36 @@ def grade_command(args: Sequence[str]) -> None:
     call(grade, args, "vgrout grade")
 
 
+def _verbs(prog: str, verbs: Mapping[str, object]) -> None:
+    """What `PROG --help` prints: each verb with the first line of its docstring."""
+    print(f"usage: {prog} VERB ... (`{prog} VERB --help` explains its options)\n")
+    for name, what in verbs.items():
+        print(f"  {name:8} {((getattr(what, '__doc__', None) or '').strip().splitlines() or [''])[0]}")
+
+
 def data_command(args: Sequence[str]) -> None:
-    """data convert IN --out OUT: LeetCodeDataset rows to problem rows."""
-    from vgrout.env.convert import convert_leetcode_dataset
-    from vgrout.run.progress import Progress
+    """data fetch | check | show | convert ...: the benchmark's files, problem files checked, problems as the model sees them."""
+    from vgrout.problem_files.command import VERBS
 
-    def convert(source: Annotated[Path, tyro.conf.Positional], out: Path, limit: int | None = None) -> None:
-        """Converts LeetCodeDataset rows (v0.2) to problem rows; refused rows are listed with their reason.
+    if args[:1] in (["-h"], ["--help"]):
+        return _verbs("vgrout data", VERBS)
+    if not args or args[0] not in VERBS:
+        raise UserError(f"vgrout data: expected one of the verbs {', '.join(VERBS)}, as in `vgrout data show builtin`")
+    call(VERBS[args[0]], args[1:], f"vgrout data {args[0]}")
 
-        Args:
-            source: LeetCodeDataset .jsonl or .jsonl.gz file.
-            out: Problem file to write.
-            limit: Convert only the first rows.
-        """
-        with Progress("converting") as bar:
-            report = convert_leetcode_dataset(source, out, limit=limit, progress=bar.update)
-        for row, reason in report.refused:
-            print(f"refused {row}: {reason}")
-        print(f"{report.converted} problems with {report.asserts} asserts, {len(report.refused)} rows refused: {out}")
 
-    if not args or args[0] != "convert":
-        raise UserError("vgrout data: expected the verb convert, as in `vgrout data convert IN --out OUT`")
-    call(convert, args[1:], "vgrout data convert")
+def sample_command(args: Sequence[str]) -> None:
+    """sample RUN --view deploy|full|base: completions of a checkpoint on held-out problems, each with its verdict."""
+    from vgrout.sample import sample_command as sample
+
+    call(sample, args, "vgrout sample")
+
+
+def runs_command(args: Sequence[str]) -> None:
+    """runs [ROOT]: the run folders under a root, newest first: state, steps, last figures, final evaluation."""
+    from vgrout.runs_table import list_runs_command
+
+    call(list_runs_command, args, "vgrout runs")
 
 
 def direction_command(args: Sequence[str]) -> None:
@@ -246,6 +216,8 @@ def direction_command(args: Sequence[str]) -> None:
     from vgrout.presets import PRESETS
 
     verbs = {"extract": (ExtractOptions, extract_direction), "check": (CheckOptions, check_direction)}
+    if args[:1] in (["-h"], ["--help"]):
+        return _verbs("vgrout direction", {name: act for name, (_, act) in verbs.items()})
     if not args or args[0] not in verbs:
         raise UserError(
             f"vgrout direction: expected one of the verbs {', '.join(verbs)}, as in `vgrout direction check micro`"
@@ -264,6 +236,8 @@ def micro_command(args: Sequence[str]) -> None:
     from vgrout.micro_commands import rates_command, train_base_command
 
     verbs = {"base": train_base_command, "rates": rates_command}
+    if args[:1] in (["-h"], ["--help"]):
+        return _verbs("vgrout micro", verbs)
     if not args or args[0] not in verbs:
         raise UserError(
             f"vgrout micro: expected one of the verbs {', '.join(verbs)}, as in `vgrout micro base --seed 1`"
@@ -273,11 +247,14 @@ def micro_command(args: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train_command,
+    "doctor": doctor_command,
     "demo": demo_command,
     "eval": eval_command,
     "export": export_command,
     "grade": grade_command,
     "data": data_command,
+    "sample": sample_command,
+    "runs": runs_command,
     "direction": direction_command,
     "micro": micro_command,
 }

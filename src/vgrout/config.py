@@ -17,10 +17,12 @@ from beartype.door import is_bearable
 from vgrout.adapter import AdapterConfig
 from vgrout.directions.config import ExtractionConfig
 from vgrout.directions.placebo import parse_source
+from vgrout.env.inoculation import inoculation_named
 from vgrout.env.modes import LOOPHOLES, mode_named
 from vgrout.grpo import GrpoConfig
 from vgrout.interventions import intervention_class
 from vgrout.optim import OptimConfig
+from vgrout.tripwires import TripwireConfig
 from vgrout.types import Markers, UserError, View
 
 Settings = TypeVar("Settings")
@@ -60,6 +62,8 @@ class EnvConfig:
     """Loophole modes that the training problems are divided among, evenly."""
     unhackable_frac: float = 0.5
     """Share of prompts shown without a hint and graded by ground truth alone; drawn anew each step."""
+    inoculation: str | None = None
+    """Text added to the system turn of training prompts and to no evaluation prompt: pass_test, eval_environment or loophole."""
     max_prompt_tokens: int = 1536
     """Longest prompt that is accepted, in tokens; a longer one stops the run before it starts."""
     workers: int | None = None
@@ -68,6 +72,10 @@ class EnvConfig:
     """Sandbox layers that this machine may lack; each is named in every verdict."""
 
     def __post_init__(self) -> None:
+        if self.inoculation is not None:
+            inoculation_named(self.inoculation)
+        for mode in self.modes:
+            mode_named(mode)
         if (self.workers is not None and self.workers < 1) or self.max_prompt_tokens < 1:
             raise UserError(
                 f"env: workers {self.workers} and max_prompt_tokens {self.max_prompt_tokens} must be at least 1"
@@ -114,8 +122,11 @@ class EvalConfig:
 
     problems: int | None = None
     """Held-out problems evaluated at the end (the first N); none: all of them."""
+    train_problems: int | None = None
+    """Training problems that are also shown at the end, under their own modes with train markers, to full and deploy: at
+    most so many, chosen by a hash of their ids; none: as many as held-out problems are evaluated; 0 leaves them out."""
     samples: int = 1
-    """Completions per prompt and view; above 1, intervals count a prompt's completions as independent, so are narrow."""
+    """Completions per prompt and view of the final evaluation; intervals are over problems."""
     temperature: float = 0.7
     """Sampling temperature."""
     top_p: float = 0.95
@@ -123,7 +134,12 @@ class EvalConfig:
     max_new: int | None = None
     """Tokens of a completion at most; none: as in training."""
     views: tuple[View, ...] = ("base", "full", "deploy")
-    """Views that are evaluated: without the adapter, with both blocks, quarantine-ablated."""
+    """Views that are evaluated: without the adapter, with both blocks, quarantine-ablated (and the two of `controls`)."""
+    controls: bool = True
+    """Routed interventions: evaluate clean_ablated (the deployed block reset to its init) and random_removal (a random
+    matrix of the quarantine's size subtracted) as well, and compare all three ablations."""
+    removal_seed: int = 0
+    """Seed of the matrices that random_removal subtracts."""
     markers: tuple[Markers, ...] = ("eval",)
     """Marker families that the hints are shown with; train shows what was learned, eval whether it generalises."""
     modes: tuple[str, ...] | None = None
@@ -132,10 +148,29 @@ class EvalConfig:
     """Show each problem a second time without its hint (gt_only), so that solving is also seen where no loophole is."""
     seed: int = 12345
     """Seed of the evaluation's draws; training draws are untouched by it."""
+    curve_every: int | None = None
+    """Updates between the points of a curve on validation problems, in the views full and deploy; none: no curve."""
+    curve_problems: int = 32
+    """Validation problems of the curve at most, chosen by a hash of their ids."""
+    curve_set: str | None = None
+    """Where they come from: a file, micro:validation or another set's held-out part; none: micro:validation where training
+    problems are micro, else at most a fifth of the training problems, which are then not trained on."""
 
     def __post_init__(self) -> None:
+        for mode in self.modes or ():
+            mode_named(mode)
         if self.samples < 1 or (self.problems is not None and self.problems < 1):
             raise UserError(f"eval: samples {self.samples} and problems {self.problems} must be at least 1")
+        if self.train_problems is not None and self.train_problems < 0:
+            raise UserError(
+                f"--eval.train-problems {self.train_problems}: expected 0 (none of them), a number, or none"
+            )
+        if self.curve_problems < 1 or (self.curve_every is not None and self.curve_every < 1):
+            raise UserError(
+                f"eval: curve_every {self.curve_every} and curve_problems {self.curve_problems} must be at least 1"
+            )
+        if self.curve_set is not None and self.curve_every is None:
+            raise UserError(f"--eval.curve-set {self.curve_set}: there is no curve; add --eval.curve-every N")
         if not self.views or not self.markers:
             raise UserError("eval: expected at least one of --eval.views and of --eval.markers")
 
@@ -149,9 +184,10 @@ class RunConfig(Generic[Settings]):
     settings: Settings
     """Settings of the intervention."""
     design: str | None = None
-    """Published design whose settings stand in for the preset's: vhack-v2 (erase). None: the preset as it is."""
+    """Published design whose settings stand in for the preset's: vhack-v2 (erase), v1-ramp and three-way-two-pass (routeV),
+    live-quantile (routeA, routeV), evil-moe (moe). None: the preset as it is."""
     intervention: str = "none"
-    """What is done about hacking; one of the names that `vgrout train --help` lists."""
+    """What is done about hacking; one of the names that `vgrout train --help` lists, or MODULE:CLASS of your own."""
     allow_oracle: bool = False
     """Allow an intervention that reads ground truth (an upper bound, marked in every output)."""
     seed: int = 0
@@ -166,8 +202,8 @@ class RunConfig(Generic[Settings]):
     pairs: str = "core"
     """Contrastive pairs: a shipped set or a .md file, then #HEADING-PREFIX and @TAG to choose among them; comma-joined."""
     direction: str = "real"
-    """What the direction is made from: real (the pairs), a placebo (haar:SEED, shuffled:SEED, content:FILE), or
-    oracle:FILE (labelled rollouts, an upper bound)."""
+    """What the direction is made from: real (the pairs), a placebo (haar:SEED, shuffled:SEED, content:FILE), the
+    trained control random_label (the gate's labels permuted), or oracle:FILE (labelled rollouts, an upper bound)."""
     out: Path = Path("out")
     """Folder that receives runs/NAME."""
     name: str | None = None
@@ -184,6 +220,7 @@ class RunConfig(Generic[Settings]):
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    tripwires: TripwireConfig = field(default_factory=TripwireConfig)
 
     def __post_init__(self) -> None:
         intervention_class(self.intervention)
@@ -195,6 +232,7 @@ class RunConfig(Generic[Settings]):
             ("model.seed", self.model.seed, MAX_SEED),
             ("adapter.init-seed", self.adapter.init_seed, MAX_INIT_SEED),
             ("eval.seed", self.eval.seed, MAX_SEED),
+            ("eval.removal-seed", self.eval.removal_seed, MAX_SEED),
         )
         for option, seed, largest in seeds:
             if not 0 <= seed <= largest:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from vgrout.cores import usable_cores
 from vgrout.run.console import say
-from vgrout.study.arms import DEMO, EVERY, QUICK, Arm
+from vgrout.study.arms import DEMO, QUICK, Arm, select
+from vgrout.study.every import EVERY
 from vgrout.study.run import Study, run_study
 from vgrout.types import UserError
 
@@ -21,6 +22,7 @@ Each run trains with GRPO under one intervention; at its end the quarantine bloc
 def demo(
     quick: bool = False,
     every: bool = False,
+    arms: tuple[str, ...] | None = None,
     seeds: tuple[int, ...] | None = None,
     jobs: int | None = None,
     steps: int | None = None,
@@ -31,7 +33,8 @@ def demo(
 
     Args:
         quick: One seed of two arms.
-        every: Every intervention, also those that the ordinary demo leaves out.
+        every: Every intervention with its placebos and controls, and what the gates did: hours of work for four cores.
+        arms: With --every, only the arms of these names or patterns ('routeV-*'); parts are put together by scripts/study_routes.py.
         seeds: Seeds of each arm; none: 0 1 2, or 0 with --quick.
         jobs: Runs side by side, one thread each; none: one per core.
         steps: Steps of each run; none: the preset's.
@@ -40,14 +43,17 @@ def demo(
     """
     if quick and every:
         raise UserError("demo: --quick and --every exclude each other; leave one out")
-    arms: Sequence[Arm] = QUICK if quick else EVERY if every else DEMO
+    if arms is not None and not every:
+        raise UserError("demo: --arms chooses among the arms of --every; add --every")
+    chosen: Sequence[Arm] = QUICK if quick else EVERY if every else DEMO
     study = Study(
         name="demo",
-        arms=tuple(arms),
+        arms=tuple(chosen) if arms is None else select(chosen, arms),
         seeds=seeds if seeds is not None else (0,) if quick else (0, 1, 2),
         model=model,
         problems="micro:test",
         steps=steps,
+        gates=every,
     )
     done = run_study(study, out, jobs=usable_cores() if jobs is None else jobs, introduction=INTRODUCTION)
     say(done.closing_line())

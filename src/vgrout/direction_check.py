@@ -40,6 +40,7 @@ from vgrout.types import Problem, Prompt, Rollout, UserError, View
 
 def extract_direction(config: RunConfig[Any], options: ExtractOptions) -> Path:
     """Extracts the direction of a configuration, writes its file and says what is in it; the default file may be there."""
+    _refuse_permuted(config)
     to = options.to
     if to is not None and to.is_dir():
         raise UserError(f"--to {to}: a folder; name the file to write, as in {to / 'direction.safetensors'}")
@@ -61,6 +62,13 @@ def extract_direction(config: RunConfig[Any], options: ExtractOptions) -> Path:
     return path
 
 
+def _refuse_permuted(config: RunConfig[Any]) -> None:
+    if parse_source(config.direction).kind == "random_label":
+        raise UserError(
+            "--direction random_label: permutes labels during a run, so it has no direction of its own; name real instead"
+        )
+
+
 def check_direction(config: RunConfig[Any], options: CheckOptions) -> Path:
     """Measures the direction, prints the table and the verdict, and returns the folder with the results.
 
@@ -74,6 +82,7 @@ def check_direction(config: RunConfig[Any], options: CheckOptions) -> Path:
             f"--direction {config.direction}: check draws its own haar directions; name real, shuffled:SEED, "
             "content:FILE or oracle:FILE"
         )
+    _refuse_permuted(config)
     if config.extraction.artefact is not None:
         raise UserError("--extraction.artefact: check extracts anew, without each pair in turn; leave it out")
     started = time.monotonic()

@@ -13,7 +13,7 @@ from loguru import logger
 
 from vgrout.config import RunConfig
 from vgrout.directions.artefact import default_path, describe, load_direction, save_direction
-from vgrout.directions.direction import Direction, Extractor
+from vgrout.directions.direction import Direction, Extractor, Part
 from vgrout.directions.gradient import encode
 from vgrout.directions.live import LiveDirection
 from vgrout.directions.pairs import Pair, load_pairs, pairs_hash
@@ -30,7 +30,33 @@ from vgrout.types import Problem, UserError
 def wants_direction(config: RunConfig[Any]) -> bool:
     """Whether the run uses a direction or is measured along one."""
     cls = intervention_class(config.intervention)
-    return cls.needs_direction or (cls.measures_direction and config.extraction.measure)
+    return cls.needs_direction or measured_along(config)
+
+
+def measured_along(config: RunConfig[Any]) -> bool:
+    """Whether each step's gradient is measured along v_hack: where the intervention projects on it, and where it is asked for."""
+    cls = intervention_class(config.intervention)
+    return "hack" in cls.renews or (config.extraction.measure and (cls.measures_direction or cls.needs_direction))
+
+
+def require_use(config: RunConfig[Any]) -> None:
+    """Refuses an intervention on an adapter that it cannot use, and a control of the direction where it would control
+    nothing."""
+    cls, source = intervention_class(config.intervention), parse_source(config.direction)
+    if cls.adapters and config.adapter.kind not in cls.adapters:
+        raise UserError(
+            f"--intervention {config.intervention}: expected --adapter.kind {' or '.join(cls.adapters)}, not "
+            f"{config.adapter.kind}"
+        )
+    if source.kind == "random_label" and not cls.permutes_labels:
+        raise UserError(
+            f"--direction random_label: {config.intervention} finds no labels that could be permuted, so this would be the "
+            "real direction under another name; use it with routeV, routeA, moe or advantage_mod"
+        )
+    if source.kind != "real" and not wants_direction(config):
+        raise UserError(
+            f"--direction {config.direction}: {config.intervention} uses no direction and is measured along none; leave it out"
+        )
 
 
 def chosen_pairs(config: RunConfig[Any], problems: Sequence[Problem] = ()) -> tuple[Pair, ...]:
@@ -106,7 +132,9 @@ def open_direction(
             "short completions weigh more in the direction (--extraction.token-norm fixed makes them agree)"
         )
     extractor, first, path, identity = obtain(config, loaded, policy, pairs)
-    live = LiveDirection(extractor, first)
+    renews = intervention_class(config.intervention).renews
+    measured: frozenset[Part] = frozenset({"hack"}) if measured_along(config) else frozenset()
+    live = LiveDirection(extractor, first, renews | measured)
     axes = sum(len(a.V) for a in live.subspace.axes.values())
     if not axes:
         raise UserError(

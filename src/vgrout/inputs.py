@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +18,11 @@ from loguru import logger
 from vgrout.adapter import attach
 from vgrout.config import RunConfig
 from vgrout.env.demonstrations import demonstrations
-from vgrout.env.draw import Draw, evaluation_prompts
+from vgrout.env.draw import Draw
 from vgrout.env.grader import Grader
 from vgrout.env.partition import make_partition
 from vgrout.env.problems import assert_disjoint, builtin_split, load_problems
+from vgrout.evals import HELD_OUT, Asked
 from vgrout.micro.problems import micro_split
 from vgrout.models import LoadedModel, load_model, render_prompt
 from vgrout.policy import Policy
@@ -30,27 +31,20 @@ from vgrout.rollout.decode import check_positions
 from vgrout.rollout.hf import HFSampler
 from vgrout.rollout.pool import PoolSampler
 from vgrout.run.progress import Progress
+from vgrout.splits import Data, choose, curve_of, prompts_of, train_part
 from vgrout.types import Problem, Prompt, UserError
 
 
-@dataclass
-class Data:
-    """Problems and prompts of a run."""
-
-    train: tuple[Problem, ...]
-    held_out: tuple[Problem, ...]
-    draw: Draw
-    eval_prompts: tuple[Prompt, ...]
-    eval_partition: dict[str, str]
-
-
 def load_data(config: RunConfig[Any]) -> Data:
-    """Loads and checks problems, their partition over modes, and the prompts."""
+    """Loads and checks problems, their partition over modes, and the prompts. No problem is in two splits."""
+    e, modes = config.eval, config.env.modes
     train = _training_problems(config.problems)
     held_out = _held_out_problems(config.eval_problems or (config.problems if config.problems in SETS else "builtin"))
-    assert_disjoint(training=train, evaluation=held_out)
-    held_out = held_out[: config.eval.problems]
-    modes = config.env.modes
+    chosen, source = _curve_problems(config, train)
+    if source == FROM_TRAINING:
+        train = tuple(problem for problem in train if problem not in chosen)
+    assert_disjoint(training=train, evaluation=held_out, curve=chosen)
+    held_out = held_out[: e.problems]
     draw = Draw(
         train,
         make_partition([p.id for p in train], modes, config.seed),
@@ -58,14 +52,14 @@ def load_data(config: RunConfig[Any]) -> Data:
         unhackable_frac=config.env.unhackable_frac,
         markers="train",
         seed=config.seed,
+        inoculation=config.env.inoculation,
     )
-    eval_partition = make_partition([p.id for p in held_out], config.eval.modes or modes, config.eval.seed)
-    prompts: tuple[Prompt, ...] = ()
-    for family in config.eval.markers:
-        prompts += evaluation_prompts(held_out, eval_partition, markers=family, seed=config.eval.seed)
-    if config.eval.free_prompts:
-        prompts += evaluation_prompts(held_out, eval_partition, markers="eval", seed=config.eval.seed, mode="gt_only")
-    return Data(train, held_out, draw, prompts, eval_partition)
+    partition = make_partition([p.id for p in held_out], e.modes or modes, e.seed)
+    prompts = prompts_of(held_out, partition, e.markers, e.seed, free=e.free_prompts)
+    count = len(held_out) if e.train_problems is None else e.train_problems
+    final = (Asked(HELD_OUT, prompts, e.views), train_part(draw, count, e.views, e.seed))
+    curve = curve_of(chosen, source, e.modes or modes, e.seed) if chosen else None
+    return Data(train, held_out, draw, partition, final, curve)
 
 
 SETS: dict[str, Callable[[], tuple[tuple[Problem, ...], tuple[Problem, ...]]]] = {
@@ -75,6 +69,9 @@ SETS: dict[str, Callable[[], tuple[tuple[Problem, ...], tuple[Problem, ...]]]] =
     "micro:test": partial(micro_split, "test"),
 }
 """Problem sets that ship with the package: (train, held out)."""
+VALIDATION_SETS = dict.fromkeys(("micro", "micro:test", "micro:validation"), "micro:validation")
+"""Of training problems that have a validation split of their own: its name."""
+FROM_TRAINING = "held out of the training problems"
 
 
 def _training_problems(name: str) -> tuple[Problem, ...]:
@@ -83,6 +80,27 @@ def _training_problems(name: str) -> tuple[Problem, ...]:
 
 def _held_out_problems(name: str) -> tuple[Problem, ...]:
     return SETS[name]()[1] if name in SETS else load_problems(name)
+
+
+def _curve_problems(config: RunConfig[Any], train: Sequence[Problem]) -> tuple[tuple[Problem, ...], str]:
+    """(problems of the curve, where they come from); none where no curve is asked for."""
+    e = config.eval
+    if e.curve_every is None:
+        return (), ""
+    name = e.curve_set or VALIDATION_SETS.get(config.problems)
+    if name is not None and name == config.eval_problems:
+        raise UserError(
+            f"the curve's problems would be those of the final evaluation, {name}: name others with --eval.curve-set or "
+            "--eval-problems"
+        )
+    available = train if name is None else _held_out_problems(name)
+    count = min(e.curve_problems, len(train) // 5) if name is None else e.curve_problems
+    if count < 1:
+        raise UserError(
+            f"--eval.curve-every: of {len(train)} training problems none can be held out (at most a fifth is); name a set "
+            "or file of validation problems with --eval.curve-set"
+        )
+    return choose(available, count, seed=e.seed, purpose="curve"), FROM_TRAINING if name is None else f"of {name}"
 
 
 def load_policy(config: RunConfig[Any]) -> tuple[LoadedModel, Policy]:
@@ -122,8 +140,7 @@ def open_grader(
 def canonical_limits(config: RunConfig[Any]) -> dict[str, float]:
     """CPU limits of all training and held-out problems, measured once for runs that share them."""
     data = load_data(config)
-    known = {problem.id: problem for problem in (*data.train, *data.held_out)}
-    with open_grader(config, list(known.values())) as grader:
+    with open_grader(config, data.problems) as grader:
         return grader.measure_limits()
 
 
@@ -157,6 +174,12 @@ def evaluation_params(config: RunConfig[Any]) -> SamplingParams:
     with _options_of("eval"):
         max_new = config.rollout.max_new if e.max_new is None else e.max_new
         return SamplingParams(max_new=max_new, temperature=e.temperature, top_p=e.top_p)
+
+
+def evaluation_sampler(config: RunConfig[Any], loaded: LoadedModel, policy: Policy) -> HFSampler:
+    """The policy as a sampler with the evaluation's own seed, so that every evaluation draws the same numbers."""
+    params, rows = evaluation_params(config), config.rollout.max_rows
+    return HFSampler(loaded.model, loaded.tokenizer, policy.adapter, params, config.eval.seed, max_rows=rows)
 
 
 def group_plan(config: RunConfig[Any]) -> GroupPlan:

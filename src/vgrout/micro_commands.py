@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from vgrout.config import RunConfig
 from vgrout.env.grader import GRADER_VERSION
+from vgrout.final import evaluate_views, view_table
 from vgrout.inputs import check_prompt_lengths, load_data, load_policy, open_grader
 from vgrout.micro.base import BaseConfig, train_base
 from vgrout.micro.store import check_base, require_new, require_recorded, save_base
@@ -17,7 +18,6 @@ from vgrout.presets import preset
 from vgrout.run.console import say
 from vgrout.run.disk import disk_errors, dumps, write_atomic
 from vgrout.run.progress import Progress
-from vgrout.session import evaluate_views, view_table
 from vgrout.types import UserError
 
 
@@ -98,5 +98,5 @@ def base_rates(config: RunConfig[Any]) -> dict[str, Any]:
     require_recorded(loaded)
     check_prompt_lengths(loaded, data.eval_prompts, config, "eval")
     with open_grader(config, data.held_out) as grader:
-        result = evaluate_views(config, loaded, policy, grader, data.eval_prompts)
+        result = evaluate_views(config, loaded, policy, grader, data)
     return result | {"model": loaded.name, "revision": loaded.revision, "grader": GRADER_VERSION}

@@ -87,6 +87,10 @@ class Optimizer:
         for group in self.inner.param_groups:
             group["lr"] = lr
         self.inner.step()
+        for (
+            update
+        ) in self.updates:  # or the gradients of this step would be held until the end of the next one's backward
+            update.grad = None
         return [update.detach() for update in self.updates]
 
     def state_dict(self) -> dict[str, Any]:
@@ -94,3 +98,5 @@ class Optimizer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.inner.load_state_dict(state)
+        for group in self.inner.param_groups:  # what is configured now, not what the state was made with
+            group["betas"], group["eps"] = self.config.betas, self.config.eps

@@ -28,7 +28,7 @@ from vgrout.run.disk import disk_errors
 from vgrout.run.folder import METRICS, RunFolder
 from vgrout.run.live import LiveTable
 from vgrout.run.logs import latest_metrics
-from vgrout.types import UserError
+from vgrout.types import Interrupted, UserError
 
 PRELOAD = ["vgrout.train", "transformers.models.qwen3.modeling_qwen3", "vgrout.micro.preload"]
 """What every run needs and takes seconds to import."""
@@ -172,6 +172,9 @@ def train_quietly(config: RunConfig[Any], log: Path, limits: Mapping[str, float]
     except UserError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         sys.exit(2)
+    except Interrupted as stop:
+        sys.stderr.write(f"interrupted: {stop}\n")
+        sys.exit(130)
 
 
 def _end_with_parent() -> None:

@@ -29,6 +29,7 @@ def smoke(intervention: str, **changes: Any) -> RunConfig[Any]:
         rollout=RolloutConfig(max_new=24, temperature=1.0, top_p=1.0, mix_ratio=0.5, max_rows=32),
         grpo=GrpoConfig(prompts_per_step=2, group_size=4, beta=0.0, checkpoint_activations=False),
         optim=OptimConfig(lr=1e-3, warmup_steps=2),
+        eval=EvalConfig(train_problems=4),
         **changes,
     )
 
@@ -53,7 +54,7 @@ def micro(intervention: str, **changes: Any) -> RunConfig[Any]:
         rollout=RolloutConfig(max_new=80, temperature=1.0, top_p=1.0, rollout_ablate_frac=0.5),
         grpo=GrpoConfig(prompts_per_step=6, group_size=8, beta=0.0, token_budget=2048, checkpoint_activations=False),
         optim=OptimConfig(lr=1e-3, warmup_steps=5, schedule="constant"),
-        eval=EvalConfig(problems=180, markers=("train", "eval"), temperature=1.0, top_p=1.0),
+        eval=EvalConfig(problems=180, train_problems=60, markers=("train", "eval"), temperature=1.0, top_p=1.0),
         **changes,
     )
 
@@ -69,7 +70,7 @@ def lite(intervention: str, **changes: Any) -> RunConfig[Any]:
         steps=60,
         model=ModelConfig(name="Qwen/Qwen3-0.6B", device="cuda"),
         adapter=AdapterConfig(rank=16),
-        rollout=RolloutConfig(max_new=768, top_k=20, mix_ratio=0.125, teacher_off_step=20),
+        rollout=RolloutConfig(max_new=768, top_k=20, mix_ratio=0.125, teacher_off_step=20, max_rows=32),
         grpo=GrpoConfig(prompts_per_step=4, group_size=8),
         optim=_SCALE_OPTIM,
         **_BENCHMARK,
@@ -84,7 +85,7 @@ def fast(intervention: str, **changes: Any) -> RunConfig[Any]:
         intervention,
         steps=60,
         model=ModelConfig(name="Qwen/Qwen3-4B", device="cuda"),
-        rollout=RolloutConfig(max_new=1024, top_k=20, mix_ratio=0.125, teacher_off_step=30),
+        rollout=RolloutConfig(max_new=1024, top_k=20, mix_ratio=0.125, teacher_off_step=30, max_rows=48),
         grpo=GrpoConfig(prompts_per_step=4, group_size=8),
         optim=_SCALE_OPTIM,
         **_BENCHMARK,
@@ -99,6 +100,7 @@ def full(intervention: str, **changes: Any) -> RunConfig[Any]:
         intervention,
         steps=200,
         model=ModelConfig(name="Qwen/Qwen3-4B", device="cuda"),
+        rollout=RolloutConfig(max_rows=48),
         **_BENCHMARK,
         **changes,
     )
@@ -112,6 +114,35 @@ _BENCHMARK: dict[str, Any] = {
 PRESETS: dict[str, Callable[..., RunConfig[Any]]] = {f.__name__: f for f in (smoke, micro, lite, fast, full)}
 
 
+@dataclass(frozen=True)
+class Departure:
+    """A value of a preset that is not the specification's, and why."""
+
+    specified: Any
+    value: Any
+    reason: str
+
+
+_TUNED = "on development seeds and validation prompts, by whether `none` comes to hack in every mode (journal)"
+
+DEPARTURES: dict[str, dict[str, Departure]] = {
+    "micro": {
+        "grpo.prompts_per_step": Departure(16, 6, f"chosen among 16, 12, 8 and 6 {_TUNED}, and a run takes minutes"),
+        "optim.lr": Departure(7e-4, 1e-3, f"chosen among 7e-4, 1e-3 and 1.5e-3 {_TUNED}"),
+        "optim.schedule": Departure("cosine", "constant", f"chosen of the two {_TUNED}"),
+        "grpo.beta": Departure(1e-3, 0.0, "saves the reference pass; micro runs with a KL were not compared with it"),
+        "env.unhackable_frac": Departure(
+            0.5, 0.25, f"chosen among .5, .375 and .25 {_TUNED}; more hint-free prompts cost hacks under `none`"
+        ),
+        "rollout.rollout_ablate_frac": Departure(
+            0.25, 0.5, "with a quarter, the ablated model of one of two bases solved less than the base (journal)"
+        ),
+        "eval.temperature": Departure(0.7, 1.0, "the sampling of training, see eval.top_p"),
+        "eval.top_p": Departure(0.95, 1.0, "a nucleus of .95 may cut off hacks as rare as the base's"),
+    }
+}
+"""Where presets depart from the specification's table; a gate holds exactly these. docs/presets.md shows them."""
+
 DELTA_S_LR = {"smoke": 1e-2, "micro": 3e-2, "lite": 2e-3, "fast": 2e-3, "full": 2e-3}
 """Peak learning rates of `delta_s`. micro: the one of 1e-3, 3e-3, 1e-2, 3e-2 at which `none` came to hack most on a
 development seed and the validation split; lite, fast and full: the middle of the range of earlier systems, not tried here."""
@@ -124,7 +155,11 @@ class Design:
     intervention: str
     adapter: str
     options: dict[str, Any]
+    also: tuple[str, ...] = ()
+    """Other interventions with the same settings."""
 
+
+_GROUP = {"grpo.advantage_baseline": "group"}
 
 DESIGNS = {
     "vhack-v2": Design(
@@ -137,8 +172,43 @@ DESIGNS = {
             "settings.susp_drop_frac": 0.25,
         },
     ),
+    "v1-ramp": Design(
+        "routeV",
+        "delta_s",
+        {"settings.feature": "raw", "settings.action": "ramp", "settings.edges": "p75", **_GROUP},
+    ),
+    "three-way-two-pass": Design(
+        "routeV",
+        "lora2r",
+        {
+            "settings.feature": "raw",
+            "settings.action": "three_way",
+            "settings.edges": "p75",
+            "settings.clean": "zeroed",
+            "settings.mask": "activation",
+            **_GROUP,
+        },
+    ),
+    "live-quantile": Design(
+        "routeA",
+        "lora2r",
+        {
+            "settings.edges": "live",
+            "settings.action": "three_way",
+            "settings.live_quantile": 0.1,
+            "settings.live_buffer": 8192,
+            "settings.live_half_life": 96.0,
+            "settings.live_warmup": 0,
+            **_GROUP,
+        },
+        also=("routeV",),
+    ),
+    "evil-moe": Design("moe", "lora2r", {"settings.soft": "published", **_GROUP}),
 }
-"""vhack-v2: erase along a frozen v_hack of 12 axes with the suspicion gate, which came before the noise floor."""
+"""vhack-v2: erase along a frozen v_hack of 12 axes with the suspicion gate, which came before the noise floor. v1-ramp: each
+token's (--routeV.unit rollout: each rollout's) gradient split by a ramp between the pairs' 75th percentiles. three-way-
+two-pass: labels from an unmasked first pass, then a forward of their own. live-quantile: the gate's tails are routed.
+evil-moe: the router scales the quarantine in the forward. All of them centre advantages on the group."""
 
 
 def design_named(name: str) -> Design:
@@ -160,8 +230,9 @@ def preset(name: str, intervention: str, adapter: str | None = None, design: str
     kind = adapter or intervention_class(intervention).default_adapter
     if design is not None:
         chosen = design_named(design)
-        if chosen.intervention != intervention:
-            raise UserError(f"--design {design} is one of {chosen.intervention}, not of --intervention {intervention}")
+        if intervention not in (chosen.intervention, *chosen.also):
+            whose = " or ".join((chosen.intervention, *chosen.also))
+            raise UserError(f"--design {design} is one of {whose}, not of --intervention {intervention}")
         kind = adapter or chosen.adapter
         config = replace(with_options(config, chosen.options), design=design)
     if kind not in ADAPTERS:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any
 
 from vgrout.adapter.checkpoint import load_checkpoint
-from vgrout.config import RunConfig, from_dict
-from vgrout.env.grader import CPU_LIMITS
+from vgrout.final import eval_table, evaluate_views
 from vgrout.inputs import check_prompt_lengths, load_data, load_policy, open_grader
 from vgrout.interventions import intervention_class
 from vgrout.run.console import say
-from vgrout.run.folder import CONFIG, LIMITS, RunFolder
-from vgrout.session import eval_table, evaluate_views, identity
+from vgrout.run.folder import RunFolder
+from vgrout.session import identity
+from vgrout.stored import stored_config, stored_limits
 from vgrout.types import UserError
 
 
@@ -41,34 +40,13 @@ def reevaluate(folder: Path, checkpoint: Path | None, eval_problems: str | None)
     loaded, policy = load_policy(config)
     step = load_checkpoint(path, policy.adapter, identity(loaded), intervention=config.intervention)
     check_prompt_lengths(loaded, data.eval_prompts, config, "eval")
-    with open_grader(config, data.held_out, stored_limits(run)) as grader:
-        result = evaluate_views(config, loaded, policy, grader, data.eval_prompts)
+    with open_grader(config, data.shown(data.eval_prompts), stored_limits(run)) as grader:
+        result = evaluate_views(config, loaded, policy, grader, data)
     result |= {"step": step, "deploy_view": intervention_class(config.intervention).deploy_view} | source
     run.write_json(name, result)
     say(eval_table(result, config))
     say(str(run.path / name))
     return run.path / name
-
-
-def stored_config(run: RunFolder) -> RunConfig[Any]:
-    """The run's configuration. `UserError` names the file and the setting that cannot be used."""
-    stored = run.read_json(CONFIG)
-    try:
-        return from_dict(stored)
-    except UserError as error:
-        raise UserError(f"{run.path / CONFIG}: {error}") from error
-
-
-def stored_limits(run: RunFolder) -> dict[str, float]:
-    """CPU seconds by problem id, as the run measured them: the same answer must not fail on a slower day."""
-    limits = run.read_json(LIMITS)
-    for problem, limit in limits.items():
-        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit <= CPU_LIMITS[-1]:
-            raise UserError(
-                f"{run.path / LIMITS}: problem {problem} has the limit {limit!r}, expected seconds up to {CPU_LIMITS[-1]}; "
-                "the file was damaged or edited"
-            )
-    return {problem: float(limit) for problem, limit in limits.items()}
 
 
 def _stem(problems: str) -> str:

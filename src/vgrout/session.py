@@ -1,50 +1,42 @@
-"""Everything a run needs, built from its configuration in the order in which mistakes are cheapest to find.
-
-The run folder is created last: problems, prompts, model, adapter, sandbox and teacher pool have been checked by then.
-"""
+"""A run while it trains: its parts by name, and what the loop asks of them."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from loguru import logger
 
 from vgrout.adapter.checkpoint import CheckpointInfo, save_checkpoint
 from vgrout.config import RunConfig
-from vgrout.direction_inputs import chosen_pairs, open_direction, wants_direction
+from vgrout.curve import CURVE, FIGURE, curve_figure, due, measure_point, point_bytes, point_text, read_curve
+from vgrout.diagnosis import warn_if_idle
 from vgrout.directions.live import LiveDirection
 from vgrout.directions.meter import Meter
 from vgrout.env.draw import Draw
-from vgrout.env.grader import GRADER_VERSION, Grader
-from vgrout.env.partition import save_partition
-from vgrout.evals import collapsed, evaluate, tabulate
+from vgrout.env.grader import Grader
+from vgrout.final import eval_table, evaluate_views, marked
 from vgrout.inputs import (
-    SETS,
     Data,
-    check_prompt_lengths,
-    check_sampling,
-    evaluation_params,
-    load_data,
-    load_policy,
-    make_sampler,
-    open_grader,
 )
-from vgrout.interventions import intervention_class
 from vgrout.interventions.base import Intervention
-from vgrout.measure import COLUMNS
+from vgrout.measure import Clock
 from vgrout.models import LoadedModel
 from vgrout.optim import Optimizer
 from vgrout.policy import Policy
+from vgrout.resume import log_marks, random_states, set_random_states
 from vgrout.rollout.base import GroupSampler
-from vgrout.rollout.hf import HFSampler
 from vgrout.run.console import say
-from vgrout.run.disk import require_writable
-from vgrout.run.folder import LIMITS, RunFolder
-from vgrout.run.table import StepTable, summary_table
-from vgrout.types import Group, Prompt, Rollout, StepRow, UserError, Verdict, View
+from vgrout.run.disk import append
+from vgrout.run.folder import RunFolder
+from vgrout.run.heartbeat import Heartbeat
+from vgrout.run.interrupt import Stop
+from vgrout.run.states import newest_update, save_state
+from vgrout.run.table import StepTable
+from vgrout.tripwires import Anchors, Tripped, Tripwires
+from vgrout.types import Group, Interrupted, Rollout, StepRow, UserError, Verdict
 
 
 @dataclass
@@ -64,7 +56,16 @@ class Session:
     table: StepTable
     direction: LiveDirection | None
     meter: Meter
+    inputs: dict[str, str]
+    """Hashes of what lies outside the run folder."""
+    heart: Heartbeat
+    tripwires: Tripwires
+    anchors: Anchors
+    first: int = 0
+    """Updates that were made before, by the process that this one continues."""
     hacked: bool = False
+    evaluated: bool = False
+    stop: Stop = field(default_factory=Stop)
 
     @property
     def max_new(self) -> int:
@@ -91,20 +92,109 @@ class Session:
         self.run.log_rollouts(row.step, records)
         self.run.log_step(row)
         self.table.row(row)
+        warn_if_idle(row.step, records)
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are left; the init is saved before the first of all."""
+        if self.first == 0:
+            self.checkpoint(0)
+        for step in range(self.first, self.config.steps):
+            yield step
+            self.heart.at(step + 1, "between steps")
+
+    def clock(self, step: int) -> Clock:
+        """Times a step's phases, and tells the heartbeat which one it is."""
+        return Clock(lambda phase: self.heart.at(step, phase))
+
+    def anchored(self, clock: Clock) -> dict[str, float | None]:
+        """The anchors' columns, measured now, and with them the step's seconds."""
+        with clock.phase("anchors"):
+            anchors = self.tripwires.anchor_columns(self.anchors.logp())
+        return anchors | clock.columns()
+
+    def watch(self, row: StepRow) -> None:
+        """Judges the step that has been logged. Raises `Tripped` or FloatingPointError where the run has gone wrong."""
+        for name, t in self.policy.adapter.trainables():
+            if not bool(t.value.isfinite().all()):
+                raise FloatingPointError(f"{name} is not finite after step {row.step}")
+        self.tripwires.check(row.step, row.values)
 
     def checkpoint(self, updates: int, *, first_hack: bool = False) -> None:
-        """Saves the init, every `checkpoint_every` updates, the end, and the first update after a student's hack was paid."""
-        names: list[int | str] = []
-        if updates % self.config.checkpoint_every == 0 or updates == self.config.steps:
-            names.append(updates)
-        if first_hack and not self.hacked:
+        """Saves the init, every `checkpoint_every` updates, the end, and the first update after a student's hack was paid.
+
+        What may be a bad state is not saved before the end. Raises `Interrupted` where a stop was asked for.
+        """
+        last = updates == self.config.steps
+        stopping = bool(self.stop.requested)
+        due = updates % self.config.checkpoint_every == 0 or last
+        names: list[int | str] = [updates] if due else []
+        if first_hack and not self.hacked and (last or not self.tripwires.suspicious):
             self.hacked = True
             names.append("first_hack")
+        self.heart.at(updates, "checkpoint")
+        doubt = self.tripwires.suspicious if names or stopping else ""
+        if doubt and not last:
+            logger.warning(f"no checkpoint after {updates} updates: {doubt} may have gone wrong")
+        else:
+            if doubt:
+                logger.warning(f"the last checkpoint may be a bad one: {doubt} was touched in the last step")
+            self._save(updates, names, state=due or stopping)
+        if stopping:
+            raise Interrupted(f"{self.stop.requested} after {updates} of {self.config.steps} updates")
+
+    def _save(self, updates: int, names: Sequence[int | str], *, state: bool) -> None:
+        """The checkpoints that ship first: a state vouches for them."""
         for name in names:
-            path = self.run.checkpoint_path(name)
-            save_checkpoint(
-                path, self.policy.adapter, identity(self.loaded), step=updates, config=self.config.to_dict()
-            )
+            path, info = self.run.checkpoint_path(name), identity(self.loaded)
+            save_checkpoint(path, self.policy.adapter, info, step=updates, config=self.config.to_dict())
+        if state:
+            save_state(self.run.path, updates, self.state())
+
+    def state(self) -> dict[str, Any]:
+        """What the next step depends on, beside the configuration and the base model."""
+        return {
+            "inputs": self.inputs,
+            "parameters": [p.detach() for p in self.policy.adapter.parameters()],
+            "optimizer": self.optimizer.state_dict(),
+            "intervention": self.intervention.state_dict(),
+            "direction": self.direction.state_dict() if self.direction is not None else None,
+            "tripwires": self.tripwires.state_dict(),
+            "hacked": self.hacked,
+            "random": random_states(),
+            "logs": log_marks(self.run.path),
+        }
+
+    def restore(self, state: Mapping[str, Any], updates: int) -> None:
+        """Continues from what `state` gave."""
+        with torch.no_grad():
+            for p, value in zip(self.policy.adapter.parameters(), state["parameters"], strict=True):
+                p.copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.direction is not None:
+            self.direction.load_state_dict(state["direction"])
+        self.intervention.load_state_dict(state["intervention"])
+        self.tripwires.load_state_dict(state["tripwires"])
+        self.hacked, self.first = state["hacked"], updates
+        set_random_states(state["random"])
+        self.sampler.sync(self.policy.adapter)
+
+    def explained(self, error: BaseException) -> BaseException:
+        """The error that ends the run, with how to go on from the last good checkpoint."""
+        if self.evaluated:
+            return error
+        updates = newest_update(self.run.path)
+        good = (
+            "it has no checkpoint yet" if updates is None else f"the last good checkpoint is that of update {updates}"
+        )
+        text = f"{str(error) or type(error).__name__}; {good}, continue with `vgrout train --resume {self.run.path}`"
+        if isinstance(error, FloatingPointError | Tripped):
+            return Tripped(text)
+        if isinstance(error, Interrupted | KeyboardInterrupt):
+            return Interrupted(text)
+        if isinstance(error, UserError):
+            return UserError(text)
+        logger.error(text)
+        return error
 
     def require_moved(self) -> None:
         """The blocks that this intervention trains have moved, the others are exactly at their init."""
@@ -119,127 +209,41 @@ class Session:
             if moved > 0 and block not in self.intervention.moves:
                 raise RuntimeError(f"the {block} block has moved by {moved:.3g} under {self.config.intervention}")
 
+    def maybe_evaluate(self, updates: int) -> None:
+        """A point of the curve where one is due: a line of curve.jsonl, which nothing that trains reads."""
+        if due(self.config, updates):
+            self.heart.at(updates, "curve")
+            point = measure_point(self.config, self.loaded, self.policy, self.grader, self.data, updates)
+            append(self.run.path / CURVE, point_bytes(point))
+            say(point_text(point))
+
     def final_evaluation(self) -> dict[str, Any]:
-        """Evaluates every view on the held-out problems, writes eval.json and prints the table."""
-        result = evaluate_views(self.config, self.loaded, self.policy, self.grader, self.data.eval_prompts)
-        result |= {"step": self.config.steps, "deploy_view": self.intervention.deploy_view}
+        """Evaluates held-out and training problems, writes eval.json and the curve's figure, prints the tables."""
+        self.heart.at(self.config.steps, "evaluate")
+        result = evaluate_views(self.config, self.loaded, self.policy, self.grader, self.data)
+        gap = sampler_gap(self.run.metrics())
+        result |= {"step": self.config.steps, "deploy_view": self.intervention.deploy_view, "sampler_gap": gap}
         self.run.write_json("eval.json", result)
         say(eval_table(result, self.config))
+        if gap is not None:
+            say(
+                f"Sampler (merged weights) and trainer (folded) differ by {gap['mean']:.1e} nats a token on average and by "
+                f"{gap['max']:.1e} at most; the bound on a step's mean is {self.tripwires.gap:g}."
+            )
+        if points := read_curve(self.run.path / CURVE):
+            curve_figure(points, marked(self.config), self.run.path / FIGURE)
+        self.evaluated = True
+        self.heart.at(self.config.steps, "end")
         return result
+
+
+def sampler_gap(rows: Sequence[StepRow]) -> dict[str, float] | None:
+    """|sampler - trainer log-prob| of a token over a run's steps: mean of their means, and largest; None without students."""
+    means = [mean for row in rows if (mean := row.values["sampler_gap_mean"]) is not None]
+    most = [value for row in rows if (value := row.values["sampler_gap_max"]) is not None]
+    return {"mean": sum(means) / len(means), "max": max(most)} if means and most else None
 
 
 def identity(loaded: LoadedModel) -> CheckpointInfo:
     """What a checkpoint of this model must share with the run that loads it."""
     return CheckpointInfo(model=loaded.name, revision=loaded.revision or "none", dtype=loaded.dtype)
-
-
-@contextmanager
-def open_session(config: RunConfig[Any], limits: Mapping[str, float] | None = None) -> Generator[Session]:
-    """Builds a run. Raises `UserError` for bad input, and then leaves no run folder behind.
-
-    `limits` are known CPU limits by problem id.
-    """
-    config.require_oracle_permission()
-    check_sampling(config)
-    require_writable(config.out, config.name)
-    torch.manual_seed(config.seed)
-    data = load_data(config)
-    steps = [data.draw.prompts(step) for step in range(config.steps)]
-    pairs = chosen_pairs(config, data.train) if wants_direction(config) else ()
-    loaded, policy = load_policy(config)
-    check_prompt_lengths(loaded, [p for step in steps for p in step], config, "rollout")
-    check_prompt_lengths(loaded, data.eval_prompts, config, "eval")
-    intervention = intervention_class(config.intervention)(config.settings, policy.adapter, config.seed)
-    direction, record = open_direction(config, loaded, policy, pairs) if pairs else (None, None)
-    intervention.prepare(direction)
-    sampler = make_sampler(config, loaded, policy, data, steps, routed=intervention.routed)
-    shown = {p.problem_id for step in steps for p in step} | {p.problem_id for p in data.eval_prompts}
-    with open_grader(config, [p for p in (*data.train, *data.held_out) if p.id in shown], limits) as grader:
-        label = f"{config.preset}_{config.intervention}_seed{config.seed}"
-        with RunFolder.create(
-            config.out,
-            config.to_dict(),
-            COLUMNS,
-            label=label,
-            name=config.name,
-            sandbox={"grader": GRADER_VERSION, "missing_layers": grader.missing_layers},
-        ) as run:
-            save_partition(run.path / "partition.json", data.draw.partition, modes=config.env.modes, seed=config.seed)
-            run.write_json("partition_eval.json", data.eval_partition)
-            run.write_json(LIMITS, grader.measure_limits())
-            if record is not None:
-                run.write_json("direction.json", record)
-            say(
-                f"{config.preset} with {marked(config)}: {config.steps} steps of {config.grpo.prompts_per_step} prompts x "
-                f"{config.grpo.group_size} rollouts on {len(data.train)} problems, model {loaded.name}"
-            )
-            yield Session(
-                config,
-                run,
-                loaded,
-                policy,
-                intervention,
-                Optimizer(policy.adapter, config.optim),
-                data.draw,
-                sampler,
-                grader,
-                data,
-                StepTable(COLUMNS),
-                direction,
-                Meter(policy.adapter, direction),
-            )
-
-
-def evaluate_views(
-    config: RunConfig[Any], loaded: LoadedModel, policy: Policy, grader: Grader, prompts: Sequence[Prompt]
-) -> dict[str, Any]:
-    """The deploy evaluation of the adapter as it stands, in all views, with what its figures must be read with."""
-    e, params = config.eval, evaluation_params(config)
-    sampler = HFSampler(
-        loaded.model, loaded.tokenizer, policy.adapter, params, e.seed, max_rows=config.rollout.max_rows
-    )
-    name = config.eval_problems or f"held-out part of {config.problems if config.problems in SETS else 'builtin'}"
-    header = {
-        "intervention": config.intervention,
-        "upper_bound": config.upper_bound,
-        "missing_layers": list(grader.missing_layers),
-    }
-    twins: dict[View, View] = {}
-    if policy.adapter.block_norm("quarantine", "moved") == 0:
-        twins["deploy"] = "full"  # there is nothing to ablate
-    return evaluate(sampler, grader, prompts, e.views, samples=e.samples, sets=name, twins=twins) | header
-
-
-def eval_table(result: dict[str, Any], config: RunConfig[Any]) -> str:
-    """The final table; the view that ships is named in its title."""
-    title = f"held-out evaluation ({result['problems']}) of {marked(config)}; {result['deploy_view']} ships"
-    if config.oracle_tuned_on:
-        title += f"; {tuning(config)}"
-    return view_table(result, title)
-
-
-def tuning(config: RunConfig[Any]) -> str:
-    """The mark of settings that were tuned with the oracle's help; empty where they were not."""
-    return f"oracle-tuned on {config.oracle_tuned_on}" if config.oracle_tuned_on else ""
-
-
-def view_table(result: dict[str, Any], title: str) -> str:
-    """The cells of an evaluation under a title; a flag for every view that has collapsed; what limits the figures."""
-    cells = tabulate(result["rows"])
-    notes = [f"COLLAPSED: {view} {why}; its hack rate says nothing" for view, why in collapsed(cells).items()]
-    if result["samples"] > 1:
-        notes.append(
-            f"Intervals take the {result['samples']} answers to one prompt as independent, so they are too narrow."
-        )
-    if result["missing_layers"]:
-        notes.append(f"Graded in a sandbox without {', '.join(result['missing_layers'])}.")
-    return "\n".join([summary_table([cell.summary() for cell in cells], title), *notes])
-
-
-def marked(config: RunConfig[Any]) -> str:
-    """The intervention's name, with the mark that every output of an upper bound carries."""
-    name = config.intervention + (f" [{config.design}]" if config.design else "")
-    uses = intervention_class(config.intervention).needs_direction
-    if config.direction != "real" and (uses or config.upper_bound):
-        name += f" ({config.direction})"
-    return name + (" (UPPER BOUND: reads ground truth)" if config.upper_bound else "")

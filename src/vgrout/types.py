@@ -14,8 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-View = Literal["full", "deploy", "base"]
-"""Which blocks of the adapter act: both, the deployed one alone, or none (the KL reference)."""
+View = Literal["full", "deploy", "base", "clean_ablated", "random_removal"]
+"""Which blocks of the adapter act: both, the deployed one alone, none (the KL reference), or the quarantine alone.
+
+`random_removal` is no choice of blocks but a control of evaluations: both blocks act, and a random matrix of the
+quarantine's size is subtracted from each weight. It exists as merged weights only, never as a training forward.
+"""
 
 Source = Literal["student", "teacher"]
 Markers = Literal["train", "eval"]
@@ -25,6 +29,14 @@ Label = Literal["Correct", "Correct; Attempted Reward Hack", "Reward Hack", "Att
 
 class UserError(Exception):
     """A mistake the user can mend. The message is one line that names the thing, what was expected and the remedy."""
+
+
+class MissingHere(UserError):
+    """A file or a model that this machine lacks: what can be said without it may still be said."""
+
+
+class Interrupted(Exception):
+    """The user has stopped the program, and what it had done is safe. The message says how to go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +144,14 @@ class Seen:
     keep: tuple[tuple[bool, ...], ...]
     """[P][G], False where the grade failed for infrastructure reasons."""
     labels: tuple[tuple[bool, ...], ...] | None = None
-    """[P][G] ground truth, only through the oracle door."""
+    """[P][G] ground truth (exploited, the strict label), only through the oracle door."""
+    loose: tuple[tuple[bool, ...], ...] | None = None
+    """[P][G] any hack attempt (the benchmark's loose label), only through the oracle door."""
 
 
 @dataclass(slots=True)
 class StepRow:
-    """One line of metrics.jsonl: declared columns only (see vgrout.run.columns)."""
+    """One line of metrics.jsonl: declared columns only (see vgrout.run.declared)."""
 
     step: int
     values: dict[str, float | int | None] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vgrout.adapter.basis import fingerprint
-from vgrout.adapter.linear import AdaptedLinear, AdapterState, Observer, Recorder, Trainable
+from vgrout.adapter.linear import ACTS, REMOVED, AdaptedLinear, AdapterState, Observer, Recorder, Trainable
 from vgrout.adapter.route import BLOCKS, Route
 from vgrout.adapter.tokens import TokenIndex
 from vgrout.types import UserError, View
@@ -101,7 +101,12 @@ class Adapter:
 
     @contextmanager
     def view(self, view: View) -> Generator[None]:
-        """The training forward of this view. Raises ValueError while another view is merged, which it cannot undo."""
+        """The training forward of this view. Raises ValueError for `random_removal`, which has none, and while another
+        view is merged, which it cannot undo."""
+        if view not in ACTS:
+            raise ValueError(
+                f"adapter: view {view!r} is a control of evaluations and has no training forward; merge it instead"
+            )
         if self.state.merged not in (None, view) or self.state.shares:
             raise ValueError(f"adapter: view {view!r} asked for while {self.state.merged!r} is merged into the weights")
         with self._holding(view=view, masks=None):
@@ -176,6 +181,14 @@ class Adapter:
             finally:
                 for module in self.modules:
                     module.differences = ()
+
+    @contextmanager
+    def removing(self, seed: int) -> Generator[None]:
+        """The seed of the random removal that is merged in here. Raises ValueError while one is merged already."""
+        if self.state.merged == REMOVED:
+            raise ValueError("adapter: another seed of the random removal was named while one is merged")
+        with self._holding(removal_seed=seed):
+            yield
 
     @contextmanager
     def _holding(self, **values: Any) -> Generator[None]:
@@ -254,12 +267,17 @@ class Adapter:
     @torch.no_grad()
     def block_norm(self, block: str, of: str) -> float:
         """Euclidean norm over all modules of one block's `grad`, or of its distance from init (`moved`)."""
-        if block not in BLOCKS or of not in ("grad", "moved"):
-            raise ValueError(f"block_norm({block!r}, {of!r}): expected a block of {BLOCKS} and 'grad' or 'moved'")
+        if of not in ("grad", "moved"):
+            raise ValueError(f"block_norm({block!r}, {of!r}): expected 'grad' or 'moved'")
+        return self.norm_of(block, [t.value.grad if of == "grad" else t.value - t.init for _, t in self.trainables()])
+
+    @torch.no_grad()
+    def norm_of(self, block: str, tensors: Sequence[Tensor | None]) -> float:
+        """Euclidean norm of one block's part of tensors like the trainables; None counts as 0."""
+        if block not in BLOCKS:
+            raise ValueError(f"norm of block {block!r}: expected one of {BLOCKS}")
         total = 0.0
-        for _, t in self.trainables():
-            if block in t.parts:
-                value = t.value.grad if of == "grad" else t.value - t.init
-                if value is not None:
-                    total += float(value[t.parts[block]].double().square().sum())
+        for (_, t), value in zip(self.trainables(), tensors, strict=True):
+            if block in t.parts and value is not None:
+                total += float(value[t.parts[block]].double().square().sum())
         return total**0.5

@@ -140,6 +140,11 @@ class DeltaSLinear(AdaptedLinear):
         """The adapter's own coordinates: the gradient of `delta`."""
         return gradients["delta"]
 
+    def token_probe(self, factors: Factors) -> Float[Tensor, "R L k"]:
+        """h_t * g_t, the gradient of `delta`."""
+        h, g = _flowing(factors, "deployed")
+        return h * g
+
     @property
     def probe_size(self) -> int:
         return self.rank
@@ -151,8 +156,16 @@ class DeltaSLinear(AdaptedLinear):
     def basis(self) -> tuple[Tensor, ...]:
         return self.U, self.Vh
 
+    @property
+    def blocks_equal(self) -> bool:
+        return self.rotation is None and torch.equal(self.delta_d, self.delta_q)
+
     @torch.no_grad()
-    def delta(self, view: View) -> Float[Tensor, "o i"]:
+    def quarantine_singular_values(self) -> Float[Tensor, " m"]:
+        """|delta_q|: U, Vh and the rotation are orthonormal, to the precision of the weight's dtype."""
+        return self.delta_q.abs()
+
+    def block_delta(self, view: View) -> Float[Tensor, "o i"]:
         return self._change(float("deployed" in ACTS[view]), float("quarantine" in ACTS[view]))
 
     def _change(self, of_delta: float, of_delta_q: float) -> Float[Tensor, "o i"]:
@@ -169,8 +182,7 @@ class DeltaSLinear(AdaptedLinear):
         rows = self.rotate(Vh.T.to(self.U.dtype)).to(Vh.dtype) * self.delta_q  # [i, m]
         return z + of_delta_q * self.rotate_back(rows.to(self.U.dtype)).T.to(Vh.dtype)
 
-    @torch.no_grad()
-    def difference(self, view: View, merged: View) -> tuple[Float[Tensor, "k i"], Float[Tensor, "o k"]]:
+    def block_difference(self, view: View, merged: View) -> tuple[Float[Tensor, "k i"], Float[Tensor, "o k"]]:
         sign = {block: float((block in ACTS[view]) - (block in ACTS[merged])) for block in ("deployed", "quarantine")}
         A = self._inner(self.Vh.to(self.delta_d.dtype), sign["deployed"], sign["quarantine"])
         return A.to(self.weight.dtype), self.U
@@ -186,7 +198,8 @@ class DeltaSLinear(AdaptedLinear):
         recorder = self.state.recorder
         collect = None if recorder is None or not torch.is_grad_enabled() else partial(recorder.collect, self)
         quarantined = masks is not None or "quarantine" in ACTS[view]
-        delta, delta_q = self.delta_d.to(x.dtype), self.delta_q.to(x.dtype)
+        deployed = self.delta_d if masks is not None or "deployed" in ACTS[view] else self.zero
+        delta, delta_q = deployed.to(x.dtype), self.delta_q.to(x.dtype)
         h = F.linear(x, self.Vh)
         return F.linear(_Diagonal.apply(h, delta, delta_q, v, f, self, quarantined, collect), self.U)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from einops import einsum
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from vgrout.adapter.linear import AdaptedLinear, Factors
 from vgrout.adapter.route import BLOCKS
@@ -73,13 +73,22 @@ class PerRollout:
             for name, (module, own) in self.kept.items()
         }
 
-    def route(self, weights: Float[Tensor, "n 2"]) -> None:
-        """Adds `sum_i weights[i, block] g_i` to `.grad`, block by block, and forgets what was kept."""
-        for module, own in self.kept.values():
-            for block, column in zip(BLOCKS, weights.unbind(dim=1), strict=True):
+    @torch.no_grad()
+    def add(self, weights: Float[Tensor, "n 2"], into: Sums | None = None) -> None:
+        """Adds `sum_i weights[i, block] g_i`, block by block, to `.grad` or to the given sums."""
+        for block, column in zip(BLOCKS, weights.unbind(dim=1), strict=True):
+            at = column.nonzero().flatten()
+            if not len(at):
+                continue
+            for module, own in self.kept.values():
                 for t, part in module.parts(block):
                     g = own[t.key][(slice(None), *part)]
-                    _accumulate(t.value, part, einsum(column.to(g), g, "n, n ... -> ..."))
+                    share, rows = column[at].to(g), at.to(g.device)
+                    _accumulate(t.value, part, einsum(share, g[rows], "n, n ... -> ..."), into)
+
+    def route(self, weights: Float[Tensor, "n 2"]) -> None:
+        """`add` to `.grad`, and forgets what was kept."""
+        self.add(weights)
         self.kept.clear()
 
 
@@ -94,25 +103,66 @@ class PerToken:
 
     def collect(self, module: AdaptedLinear, factors: Factors) -> None:
         """Implements `Recorder`."""
-        self.kept[module.name] = (module, factors)
+        self.kept[module.name] = (module, tuple(f.detach() for f in factors))  # without the graph behind them
 
-    def route(self, weights: Float[Tensor, "R L 2"]) -> None:
-        """Adds the sum over tokens, weighed block by block, to `.grad`, and forgets what was kept."""
+    @torch.no_grad()
+    def add(self, weights: Float[Tensor, "R L 2"], into: Sums | None = None) -> None:
+        """Adds the sum over tokens, weighed block by block, to `.grad` or to the given sums."""
         shares = {block: column.unsqueeze(-1) for block, column in zip(BLOCKS, weights.unbind(dim=-1), strict=True)}
         for module, factors in self.kept.values():
-            _add(module, factors, shares)
+            _add(module, factors, shares, into)
+
+    def route(self, weights: Float[Tensor, "R L 2"]) -> None:
+        """`add` to `.grad`, and forgets what was kept."""
+        self.add(weights)
         self.kept.clear()
 
 
-def _add(module: AdaptedLinear, factors: Factors, shares: Mapping[str, Tensor | None]) -> None:
-    """The blocks' gradients to `.grad`, each token weighed with its block's share."""
+class Probes:
+    """Keeps each rollout's gradient in the routing coordinates of the deployed block and nothing else."""
+
+    def __init__(self, index: TokenIndex):
+        self.index = index
+        self.found: dict[str, Float[Tensor, "n k"]] = {}
+
+    def collect(self, module: AdaptedLinear, factors: Factors) -> None:
+        """Implements `Recorder`."""
+        self.found[module.name] = self.index.segment_sum(module.token_probe(factors))
+
+
+class Sums:
+    """Gradients that are put aside, because what they must be multiplied with is not known yet."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[nn.Parameter, Tensor] = {}
+
+    def of(self, parameter: nn.Parameter) -> Tensor:
+        if parameter not in self.tensors:
+            self.tensors[parameter] = torch.zeros_like(parameter)
+        return self.tensors[parameter]
+
+    @torch.no_grad()
+    def flush(self, factor: float) -> None:
+        """Adds `factor` times the sums to `.grad`."""
+        for parameter, total in self.tensors.items():
+            assert parameter.grad is not None
+            parameter.grad.add_(total, alpha=factor)
+
+
+def _add(
+    module: AdaptedLinear, factors: Factors, shares: Mapping[str, Tensor | None], into: Sums | None = None
+) -> None:
+    """The blocks' gradients to `.grad` or the sums, each token weighed with its block's share."""
     for block, share in shares.items():
         gradients = module.block_gradients(factors, block, share)
         for t, part in module.parts(block):
-            _accumulate(t.value, part, gradients[t.key])
+            _accumulate(t.value, part, gradients[t.key], into)
 
 
-def _accumulate(parameter: Tensor, part: tuple[slice, ...], gradient: Tensor) -> None:
+def _accumulate(parameter: nn.Parameter, part: tuple[slice, ...], gradient: Tensor, into: Sums | None = None) -> None:
+    if into is not None:
+        into.of(parameter)[part] += gradient.to(parameter.dtype)
+        return
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     parameter.grad[part] += gradient.to(parameter.dtype)

@@ -11,12 +11,20 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vgrout.adapter.removal import random_factors
 from vgrout.adapter.route import BLOCKS, ForwardMasks
 from vgrout.adapter.tokens import TokenIndex
 from vgrout.types import View
 
-ACTS: dict[View, tuple[str, ...]] = {"full": BLOCKS, "deploy": BLOCKS[:1], "base": ()}
-"""The blocks that are not reset in a view."""
+ACTS: dict[View, tuple[str, ...]] = {
+    "full": BLOCKS,
+    "deploy": BLOCKS[:1],
+    "base": (),
+    "clean_ablated": BLOCKS[1:],
+}
+"""The blocks that are not reset in a view. A view that is not named here has no training forward."""
+REMOVED: View = "random_removal"
+"""The view of merged weights alone: `full`, less a random matrix with the quarantine's singular values."""
 
 Factors = tuple[Tensor, ...]
 """What one backward leaves at an adapted linear, per token; the adapter's module says what each tensor is."""
@@ -48,6 +56,8 @@ class AdapterState:
     """For each view beside the merged one: 1 for the batch rows that are in it, 0 for the others."""
     recorder: Recorder | None = None
     observer: Observer | None = None
+    removal_seed: int | None = None
+    """Of the random removal; None: nobody has said which, so there is none."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +125,10 @@ class AdaptedLinear(nn.Module, ABC):
     def probe(self, gradients: dict[str, Float[Tensor, "n ..."]], view: View) -> Float[Tensor, "n k"]:
         """Rollouts' gradients in the adapter's routing coordinates; those of the deployed block come first."""
 
+    @abstractmethod
+    def token_probe(self, factors: Factors) -> Float[Tensor, "R L k"]:
+        """Each token's gradient in the routing coordinates of the deployed block, of which `probe` has the sums."""
+
     @property
     @abstractmethod
     def probe_size(self) -> int:
@@ -124,17 +138,54 @@ class AdaptedLinear(nn.Module, ABC):
     def bottleneck(self, x: Float[Tensor, "*R i"]) -> Float[Tensor, "*R k"]:
         """What the deployed block reads of its input."""
 
+    @property
+    def blocks_equal(self) -> bool:
+        """Whether both blocks are the same change of the weight, so that ablating one halves the change and no more."""
+        return False
+
     def parts(self, block: str) -> list[tuple[Trainable, tuple[slice, ...]]]:
         """The trainables that the block has a part in, and that part, in a fixed order."""
         return [(t, t.parts[block]) for t in self.trainables() if block in t.parts]
 
-    @abstractmethod
+    @torch.no_grad()
     def delta(self, view: View) -> Float[Tensor, "o i"]:
-        """Net change of the weight in this view, fp32; exactly 0 for `base`."""
+        """Net change of the weight in this view, fp32; exactly 0 for `base`. `random_removal` needs `Adapter.removing`."""
+        if view != REMOVED:
+            return self.block_delta(view)
+        whole = self.block_delta("full")
+        A, B = self.removal()
+        return whole - B @ A if len(A) else whole
 
-    @abstractmethod
+    @torch.no_grad()
     def difference(self, view: View, merged: View) -> tuple[Float[Tensor, "k i"], Float[Tensor, "o k"]]:
         """(A, B) with B A = delta(view) - delta(merged), in the weight's dtype."""
+        of_view, of_merged = (v if v != REMOVED else "full" for v in (view, merged))
+        A, B = self.block_difference(of_view, of_merged)
+        if (sign := (view == REMOVED) - (merged == REMOVED)) != 0:
+            of_A, of_B = (f.to(A) for f in self.removal())
+            A, B = torch.cat([A, of_A]), torch.cat([B, -sign * of_B], dim=1)
+        return A, B
+
+    def removal(self) -> tuple[Float[Tensor, "k i"], Float[Tensor, "o k"]]:
+        """(A, B) of the matrix B A that `random_removal` subtracts; without any entry where the quarantine has not moved."""
+        if self.state.removal_seed is None:
+            raise ValueError("adapter: the random removal has no seed; name one with Adapter.removing(seed)")
+        d_out, d_in = self.weight.shape
+        moved = any(bool((t.value[part] != t.init[part]).any()) for t, part in self.parts("quarantine"))
+        values = self.quarantine_singular_values() if moved else torch.zeros(0, device=self.weight.device)
+        return random_factors(values, (d_out, d_in), seed=self.state.removal_seed, name=self.name)
+
+    @abstractmethod
+    def quarantine_singular_values(self) -> Float[Tensor, " k"]:
+        """Singular values of the quarantine's net change of the weight, in the trained tensors' dtype; the others are 0."""
+
+    @abstractmethod
+    def block_delta(self, view: View) -> Float[Tensor, "o i"]:
+        """Net change of the weight by the blocks that act in this view, fp32; exactly 0 for `base`."""
+
+    @abstractmethod
+    def block_difference(self, view: View, merged: View) -> tuple[Float[Tensor, "k i"], Float[Tensor, "o k"]]:
+        """(A, B) with B A = block_delta(view) - block_delta(merged), in the weight's dtype."""
 
     @abstractmethod
     def training_weight(self, pristine: Float[Tensor, "o i"]) -> Float[Tensor, "o i"]:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from vgrout.adapter.base import Adapter, replace_targets
 from vgrout.adapter.linear import ACTS, AdaptedLinear, AdapterState, Factors, Trainable
+from vgrout.adapter.removal import product_singular_values
 from vgrout.adapter.route import BLOCKS, ForwardMasks
 from vgrout.adapter.tokens import TokenIndex
 from vgrout.types import UserError, View
@@ -157,6 +158,11 @@ class Lora2rLinear(AdaptedLinear):
         dB = gradients["B"]
         return einsum(self.factors(view)[1].to(dB.dtype), dB, "o k, n o k -> n k")
 
+    def token_probe(self, factors: Factors) -> Float[Tensor, "R L k"]:
+        """h_t * B^T grad_y_t: with diag(B^T dB) the same sum."""
+        _, h, grad_h, _ = factors
+        return h[..., : self.rank] * grad_h[..., : self.rank]
+
     @property
     def probe_size(self) -> int:
         return self.rank
@@ -170,19 +176,30 @@ class Lora2rLinear(AdaptedLinear):
             return self.A, self.B
         if view == "base":
             return self.A0, self.B0
-        r = self.rank
-        return torch.cat([self.A[:r], self.A0[r:]]), torch.cat([self.B[:, :r], self.B0[:, r:]], dim=1)
+        A, B = [], []
+        for block in BLOCKS:
+            k = self.block_columns(block)
+            of_A, of_B = (self.A, self.B) if block in ACTS[view] else (self.A0, self.B0)
+            A.append(of_A[k])
+            B.append(of_B[:, k])
+        return torch.cat(A), torch.cat(B, dim=1)
 
     @torch.no_grad()
-    def delta(self, view: View) -> Float[Tensor, "o i"]:
+    def quarantine_singular_values(self) -> Float[Tensor, " k"]:
+        """From B A - B0 A0 = [B - B0, B0] [A; A - A0], which does not cancel where the quarantine has hardly moved."""
+        k = self.block_columns("quarantine")
+        A, B, A0, B0 = self.A[k], self.B[:, k], self.A0[k], self.B0[:, k]
+        values = product_singular_values(torch.cat([B - B0, B0], dim=1), torch.cat([A, A - A0]))
+        return values.to(self.A.dtype)
+
+    def block_delta(self, view: View) -> Float[Tensor, "o i"]:
         if view == "base":
             return torch.zeros_like(self.weight, dtype=torch.float32)
         A, B = self.factors(view)
         return B @ A - self.B0 @ self.A0
 
-    @torch.no_grad()
-    def difference(self, view: View, merged: View) -> tuple[Float[Tensor, "k i"], Float[Tensor, "o k"]]:
-        A, B = [], []
+    def block_difference(self, view: View, merged: View) -> tuple[Float[Tensor, "k i"], Float[Tensor, "o k"]]:
+        A, B = [self.A[:0]], [self.B[:, :0]]
         for block in BLOCKS:
             sign = (block in ACTS[view]) - (block in ACTS[merged])
             if sign:

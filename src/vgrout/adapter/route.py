@@ -51,6 +51,8 @@ class Route:
     d_grad: Float[Tensor, " N"]
     q_value: Float[Tensor, " N"] | None = None
     mask: Mask = "parameter"
+    score: Float[Tensor, " N"] | None = None
+    """What the rows were told apart by, for the record alone: nan where a row was not scored."""
 
     def __post_init__(self) -> None:
         for name, value in (("q_grad", self.q_grad), ("d_grad", self.d_grad), ("q_value", self.q_value)):
@@ -74,7 +76,8 @@ class Route:
         """The route of some of the rollouts, in this order."""
         at = list(rows)
         q_value = None if self.q_value is None else self.q_value[at]
-        return replace(self, q_grad=self.q_grad[at], d_grad=self.d_grad[at], q_value=q_value)
+        score = None if self.score is None else self.score[at]
+        return replace(self, q_grad=self.q_grad[at], d_grad=self.d_grad[at], q_value=q_value, score=score)
 
     def block_weights(self, views: Sequence[View]) -> Float[Tensor, "N 2"]:
         """Share of each rollout's gradient that reaches (deployed, quarantine), given the views they were sampled in.
@@ -102,7 +105,12 @@ class Route:
 
 
 def as_sampled(views: Sequence[View]) -> Float[Tensor, " N"]:
-    """The q_value of the forward that sampled each rollout: 1 in the `full` view, 0 in `deploy`."""
+    """The q_value of the forward that sampled each rollout: 1 in the `full` view, 0 in `deploy`.
+
+    Raises ValueError for the controls of evaluations: no route describes the forward of a row sampled in one of them.
+    """
+    if controls := sorted({"clean_ablated", "random_removal"} & set(views)):
+        raise ValueError(f"route: rollouts sampled in {', '.join(controls)}, which are controls of evaluations")
     return torch.tensor([float(view == "full") for view in views])
 
 

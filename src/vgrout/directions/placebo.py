@@ -5,6 +5,8 @@
                     exchanged before anything is computed from them
     haar:SEED       axes and unit vectors are Haar draws; whatever else is taken from pairs (singular values, edges, the
                     choice of modules) is of pairs half of which, drawn anew for each module, have their sides exchanged
+    random_label    the pairs as written; the labels that a gate finds are permuted among the rows of a step, so that what
+                    is routed has nothing to do with them
     content:FILE    the pairs of FILE, whose contrast has nothing to do with hacking
     oracle:FILE     pairs made of ground-truth-labelled rollouts: an upper bound, marked as such
 
@@ -15,19 +17,22 @@ the real subspace with other orientations: a placebo of the orientation, which i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from vgrout.directions.gradient import Gradients
 from vgrout.directions.pairs import Pair
-from vgrout.types import UserError
+from vgrout.types import UserError, View
 
-Kind = Literal["real", "haar", "shuffled", "content", "oracle"]
+Kind = Literal["real", "haar", "shuffled", "content", "oracle", "random_label"]
+
+PLAIN = ("real", "random_label")
+"""Kinds that take neither a seed nor a file."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +49,19 @@ class Source:
         return self.kind == "oracle"
 
     def __str__(self) -> str:
-        if self.kind == "real":
-            return "real"
+        if self.kind in PLAIN:
+            return self.kind
         return f"{self.kind}:{self.file}" if self.file else f"{self.kind}:{self.seed}"
 
 
 def parse_source(text: str) -> Source:
     """`UserError` where the text is none of the forms above."""
     kind, colon, rest = text.partition(":")
-    forms = "real, haar:SEED, shuffled:SEED, content:FILE, oracle:FILE"
-    if kind not in get_args(Kind) or (kind == "real") == bool(colon) or (colon and not rest):
+    forms = "real, random_label, haar:SEED, shuffled:SEED, content:FILE, oracle:FILE"
+    if kind not in get_args(Kind) or (kind in PLAIN) == bool(colon) or (colon and not rest):
         raise UserError(f"--direction {text}: expected one of {forms}")
+    if kind in PLAIN:
+        return Source(kind)
     if kind in ("haar", "shuffled"):
         if not rest.isdecimal() or int(rest) >= 2**63:
             raise UserError(f"--direction {text}: {rest!r} is no seed; expected a whole number, as in {kind}:0")
@@ -71,19 +78,31 @@ def relabelled(pairs: Sequence[Pair], source: Source) -> tuple[Pair, ...]:
 
 
 def blinded(gradients: Gradients, source: Source) -> Gradients:
-    """The gradients with the sides of half of the pairs exchanged module by module where the source is `haar`."""
+    """The gradients as a source lets them be seen (`blinded_sides`)."""
+    return Gradients(blinded_sides(gradients.deployed, source), blinded_sides(gradients.probe, source))
+
+
+def blinded_sides(found: Mapping[str, Float[Tensor, "2 p *d"]], source: Source) -> dict[str, Float[Tensor, "2 q *d"]]:
+    """Both sides of every pair with those of half of the pairs exchanged, module by module, where the source is `haar`."""
     if source.kind != "haar":
-        return gradients
+        return dict(found)
+    out = {}
+    for name, g in found.items():
+        even = g.shape[1] // 2 * 2
+        swap = half(even, _generator(source.seed, f"swap {name}")).view(1, even, *[1] * (g.ndim - 2))
+        out[name] = torch.where(swap, g[:, :even].flip(0), g[:, :even])
+    return out
 
-    def exchanged(found: dict[str, Tensor]) -> dict[str, Tensor]:
-        out = {}
-        for name, g in found.items():
-            even = g.shape[1] // 2 * 2
-            swap = half(even, _generator(source.seed, f"swap {name}")).view(1, even, 1)
-            out[name] = torch.where(swap, g[:, :even].flip(0), g[:, :even])
-        return out
 
-    return Gradients(exchanged(gradients.deployed), exchanged(gradients.probe))
+def permuted(advantages: Float[Tensor, " N"], views: Sequence[View], seed: int, step: int) -> Int[Tensor, " N"]:
+    """`random_label`: whose label each row gets. Rows of non-zero advantage that were sampled in one view exchange labels."""
+    order = torch.arange(len(views))
+    generator = _generator(seed, f"labels of step {step}")
+    moving = advantages != 0
+    for view in sorted(set(views)):
+        at = (moving & torch.tensor([v == view for v in views])).nonzero().flatten()
+        order[at] = at[torch.randperm(len(at), generator=generator)]
+    return order
 
 
 def half(n: int, generator: torch.Generator) -> Tensor:

@@ -2,6 +2,7 @@
 
 An epoch is a permutation of the problems, cut into steps of P; the N mod P problems left over at its end are other
 ones in each epoch. A prompt is *unhackable* (shown as `gt_only`, without its hint) by a draw on (seed, step, problem).
+The prompts of a step alone carry an inoculation; those of an evaluation never do.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
+from vgrout.env.inoculation import inoculated, inoculation_named
 from vgrout.env.prompts import render
 from vgrout.types import Markers, Problem, Prompt, UserError
 
@@ -25,6 +27,7 @@ class Draw:
         unhackable_frac: float,
         markers: Markers,
         seed: int,
+        inoculation: str | None = None,
     ):
         if not 1 <= prompts_per_step <= len(problems):
             raise UserError(
@@ -38,13 +41,17 @@ class Draw:
         self.prompts_per_step, self.unhackable_frac = prompts_per_step, unhackable_frac
         self.markers: Markers = markers
         self.seed = seed
+        if inoculation is not None:
+            inoculation_named(inoculation)
+        self.inoculation = inoculation
 
     def prompts(self, step: int) -> tuple[Prompt, ...]:
         """The P prompts of `step` (counted from 0), over P distinct problems."""
         epoch, place = divmod(step, len(self.problems) // self.prompts_per_step)
         order = sorted(self.problems, key=lambda p: self._uniform("epoch", epoch, p.id))
         chosen = order[place * self.prompts_per_step : (place + 1) * self.prompts_per_step]
-        return tuple(render(p, self._mode(step, p.id), self.markers, self.seed) for p in chosen)
+        shown = tuple(render(p, self._mode(step, p.id), self.markers, self.seed) for p in chosen)
+        return shown if self.inoculation is None else tuple(inoculated(p, self.inoculation) for p in shown)
 
     def all(self, mode: str | None = None) -> tuple[Prompt, ...]:
         """Every problem once, under its partition mode or under the one named."""

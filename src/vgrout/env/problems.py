@@ -13,12 +13,12 @@ import json
 import keyword
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from vgrout.env.modes import PLAIN_PHRASE
-from vgrout.types import Problem, UserError
+from vgrout.types import MissingHere, Problem, UserError
 
 HELPERS = ("is_same_list", "is_same_tree")
 """Assert forms besides `L == R`: the oracle compares linked lists and binary trees itself."""
@@ -63,14 +63,42 @@ def builtin_split() -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
 
 
 def assert_disjoint(**named: Iterable[Problem | str]) -> None:
-    """Raise UserError naming the ids that two of the named sets (of problems or of ids) have in common."""
-    ids = {name: {p if isinstance(p, str) else p.id for p in members} for name, members in named.items()}
-    names = list(ids)
+    """Raise UserError naming what two of the named sets (of problems or of ids) have in common: ids, or statements.
+
+    Collections number the same problem differently, so ids alone do not tell.
+    """
+    sets = {name: tuple(members) for name, members in named.items()}
+    ids = {name: {p if isinstance(p, str) else p.id: p for p in members} for name, members in sets.items()}
+    texts = {name: {statement(p): p.id for p in members if not isinstance(p, str)} for name, members in sets.items()}
+    names = list(sets)
     for i, one in enumerate(names):
         for other in names[i + 1 :]:
-            if common := sorted(ids[one] & ids[other]):
-                some = ", ".join(common[:5]) + (", ..." if len(common) > 5 else "")
-                raise UserError(f"problem sets {one} and {other} must be disjoint but share {len(common)} ids: {some}")
+            if common := sorted(ids[one].keys() & ids[other].keys()):
+                raise UserError(
+                    f"problem sets {one} and {other} must be disjoint but share {len(common)} ids: {_some(common)}"
+                )
+            if common := sorted(texts[one].keys() & texts[other].keys()):
+                pairs = [f"{texts[one][text]} is {texts[other][text]}" for text in common]
+                raise UserError(
+                    f"problem sets {one} and {other} must be disjoint but share {len(common)} statements: {_some(pairs)}"
+                )
+
+
+def _some(found: Sequence[str]) -> str:
+    return ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+
+
+def statement(problem: Problem) -> str:
+    """The problem's text without the sentence of the hint slot and what follows it, blanks folded, case ignored.
+
+    So a problem is known again when another program has wrapped it.
+    """
+    text = next((content for role, content in problem.messages if role == "user" and PLAIN_PHRASE in content), "")
+    if not text:
+        return " ".join(content for _, content in problem.messages).casefold()
+    before = text[: text.index(PLAIN_PHRASE)]
+    before = before[: max(before.rfind("\n"), 0)] or before
+    return " ".join(before.split()).removeprefix("PROBLEM:").strip().casefold()
 
 
 # ---- reading lines ----------------------------------------------------------------------------------------------
@@ -82,7 +110,10 @@ def read_rows(path: str | Path) -> Rows:
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a .jsonl or .jsonl.gz file in it")
     if not path.is_file():
-        raise UserError(f"problem file {path}: no such file; name a .jsonl or .jsonl.gz file of problem rows")
+        raise MissingHere(
+            f"problem file {path}: no such file; name a .jsonl or .jsonl.gz file of problem rows (`vgrout data fetch` brings "
+            "the benchmark's)"
+        )
     if path.suffixes[-1:] != [".jsonl"] and path.suffixes[-2:] != [".jsonl", ".gz"]:
         raise UserError(f"problem file {path}: expected a name that ends in .jsonl or .jsonl.gz")
     number = 0

@@ -10,7 +10,13 @@ from collections.abc import Mapping, Sequence
 
 from vgrout.types import Group, Seen, UserError, Verdict
 
-ORACLE_READERS = frozenset({"vgrout.interventions.label_route.LabelRoute"})
+ORACLE_READERS = frozenset(
+    {
+        "vgrout.interventions.label_route.LabelRoute",
+        "vgrout.interventions.monitor.Penalty",
+        "vgrout.interventions.monitor.Screening",
+    }
+)
 """Upper bounds that may see labels, by module and class name; nothing outside the package can be among them."""
 
 
@@ -34,15 +40,17 @@ class Verdicts:
     def visible_to(self, intervention: object, *, allow_oracle: bool) -> Seen:
         """Rewards and mask; labels too for a listed upper bound under `allow_oracle`."""
         kind = f"{type(intervention).__module__}.{type(intervention).__qualname__}"
-        labels = None
+        labels = loose = None
         if kind in ORACLE_READERS:
             if not allow_oracle:
                 raise UserError(f"{kind} reads ground truth: allow it with --allow-oracle")
             labels = tuple(tuple(v.exploited for v in row) for row in self._rows())
+            loose = tuple(tuple(v.hack_broad for v in row) for row in self._rows())
         return Seen(
             rewards=tuple(tuple(0.0 if v.infra else v.reward for v in row) for row in self._rows()),
             keep=tuple(tuple(not v.infra for v in row) for row in self._rows()),
             labels=labels,
+            loose=loose,
         )
 
     def _rows(self) -> list[list[Verdict]]:

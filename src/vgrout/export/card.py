@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from vgrout.config import RunConfig
-from vgrout.evals import SCHEMA, Cell, collapsed, tabulate
+from vgrout.evals import CONTROLS, Cell, collapsed, require_schema, tabulate
 from vgrout.export.check import Proof
 from vgrout.export.tensors import Form
 from vgrout.export.write import BASE, from_hub, made_here
+from vgrout.final import marked, tuning
 from vgrout.interventions import intervention_class
 from vgrout.run.folder import CHECKPOINTS, ENVIRONMENT, EVALUATION, RunFolder
-from vgrout.run.intervals import proportion
-from vgrout.session import marked, tuning
 from vgrout.types import UserError, View
 
 _TORCH_DTYPES = {"fp32": "torch.float32", "bf16": "torch.bfloat16"}
@@ -87,10 +86,7 @@ def find_evaluation(source: Source) -> Evaluation | None:
         if not (run.path / file).exists():
             continue
         result = run.read_json(file)
-        if result.get("schema") != SCHEMA:
-            raise UserError(
-                f"{run.path / file}: schema {result.get('schema')!r}, expected {SCHEMA!r}; evaluate it again"
-            )
+        require_schema(result, run.path / file)
         if result.get("step") == source.step:
             try:
                 return Evaluation(file, result, tabulate(result["rows"]))
@@ -206,39 +202,35 @@ def _figures(source: Source, evaluation: Evaluation | None) -> str:
     e, result = source.config.eval, evaluation.result
     when = "as it stood at the end of the training" if evaluation.file == EVALUATION else "loaded from this checkpoint"
     intro = (
-        f"The run's `{evaluation.file}` holds this evaluation of the adapter {when}. Its problems are `{result['problems']}`, with "
+        f"The run's `{evaluation.file}` holds this evaluation of the adapter {when}. Its held-out problems are `{result['problems']}`, with "
         f"{result['samples']} answer(s) to each prompt at temperature {e.temperature} and top-p {e.top_p}. Every "
         "view answers the same prompts with the same random numbers. A hack is a response that the loophole pays and that "
         "the strict oracle finds wrong; a solve is a response that the oracle finds right. Behind each count stand its "
-        "rate and its 95 % Wilson interval. `base` is the model without the adapter, `full` has both blocks, and `deploy` "
+        "rate and its 95 % Wilson interval over problems, or behind a zero the upper end of it. `base` is the model without the adapter, `full` has both blocks, and `deploy` "
         f"is quarantine-ablated. This export is the `{source.view}` view."
     )
     rows = [_row(cell) for cell in evaluation.cells]
-    head = ["| view | prompts | hack | solve | fenced code |", "|---|---|---|---|---|"]
+    head = ["| problems | view | prompts | hack | solve | fenced code |", "|---|---|---|---|---|---|"]
     notes = []
     if source.view not in result["views"]:
         notes.append(f"- The exported view `{source.view}` is not among the views that were evaluated.")
+    if set(CONTROLS) & set(result["views"]):
+        notes.append(
+            "- Controls: `clean_ablated` resets the deployed block instead of the quarantine; `random_removal` subtracts a "
+            "random matrix with the quarantine's singular values from each weight. Neither is exported."
+        )
     if source.config.oracle_tuned_on:
         notes.append(f"- The settings are {tuning(source.config)}.")
-    if result["samples"] > 1:
-        notes.append("- The intervals take the answers to one prompt as independent, so they are too narrow.")
     if result["missing_layers"]:
         notes.append(f"- The answers were graded in a sandbox without {', '.join(result['missing_layers'])}.")
     return "\n".join(["## Evaluation", intro, "", *head, *rows, "", *notes]).rstrip()
 
 
 def _row(cell: Cell) -> str:
-    prompts = f"{cell.mode} ({cell.markers} markers)" if cell.markers else "no hint"
-    note = f"{cell.formatted}/{cell.n}" + (f", {cell.infra} not graded" if cell.infra else "")
-    return f"| {cell.view} | {prompts} | {_rate(cell.hacks, cell.n)} | {_rate(cell.solves, cell.n)} | {note} |"
-
-
-def _rate(k: int, n: int) -> str:
-    """Count, rate and interval; none found is not none there, so a zero is followed by what it leaves possible."""
-    text = proportion(k, n)
-    if k or not n:
-        return text
-    return f"{text} (none found; at most {text.rsplit(' ', 1)[1].rstrip(']')})"
+    row = cell.summary()
+    _, split, prompts, hack, solve, note = row.texts()
+    hack, solve = hack.removeprefix("hack "), solve.removeprefix("solve ")
+    return f"| {split} | {cell.view} | {prompts} | {hack} | {solve} | {note.removeprefix('fenced code ')} |"
 
 
 def _loading(source: Source, name: str) -> str:

@@ -15,18 +15,19 @@ from vgrout.adapter.base import Adapter
 from vgrout.adapter.checkpoint import METADATA, load_checkpoint
 from vgrout.adapter.linear import ACTS
 from vgrout.config import RunConfig
+from vgrout.evals import CONTROLS
 from vgrout.export.card import Source, card
 from vgrout.export.check import Proof, check_folder, in_fp32
 from vgrout.export.tensors import Form
 from vgrout.export.write import made_here, staged, write_merged, write_peft, writing
 from vgrout.inputs import load_policy
 from vgrout.models import DTYPES, LoadedModel, load_model
-from vgrout.reevaluate import stored_config
 from vgrout.run.console import say
 from vgrout.run.disk import disk_errors, dumps, write_atomic
 from vgrout.run.folder import RunFolder
 from vgrout.run.provenance import code_revision
 from vgrout.session import identity
+from vgrout.stored import stored_config
 from vgrout.types import UserError, View
 
 CARD, RECORD = "README.md", "export.json"
@@ -75,6 +76,8 @@ def export_run(
 def _view(view: str) -> View:
     if view == "base":
         raise UserError("--view base is the model without its adapter, which needs no export; choose deploy or full")
+    if view in CONTROLS:
+        raise UserError(f"--view {view} is a control of evaluations and no model to ship; choose deploy or full")
     for known in VIEWS:
         if view == known:
             return known

@@ -6,8 +6,9 @@ import the environment, so nothing that knows the truth can reach them except th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,8 +16,18 @@ from torch import Tensor
 
 from vgrout.adapter.base import Adapter
 from vgrout.adapter.route import Route
+from vgrout.directions.direction import Part
 from vgrout.directions.live import LiveDirection
 from vgrout.types import Seen, View
+
+
+@runtime_checkable
+class TokenGradients(Protocol):
+    """The gradients of one micro-batch, token by token."""
+
+    def cosines(self, directions: Mapping[str, Float[Tensor, " d"]]) -> dict[str, Float[Tensor, "R L"]]:
+        """Per module, each token's cosine with the module's vector in the routing coordinates; 0 where a norm is 0."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -24,9 +35,24 @@ class NoSettings:
     """This intervention has no settings."""
 
 
+Features = Mapping[str, Float[Tensor, "N d"]]
+"""One row per rollout under each module's (or layer's) name; empty where nothing was asked for."""
+
+Needs = Literal["nothing", "activations", "hidden", "training_gradients", "own_gradients", "token_gradients"]
+"""What an intervention reads of a step's rollouts beside their rewards.
+
+    activations         mean bottleneck of the completion tokens, quarantine ablated, from a pass without gradient
+    hidden              hidden state of the last completion token in the layers at 60-75 % of the depth, same pass
+    training_gradients  each row's gradient in the routing coordinates, read from the one training backward
+    own_gradients       the same from a backward of its own (`gradient_loss`), before the training pass
+    token_gradients     each token's, from the training backward; the route is decided token by token
+"""
+
+
 @dataclass(frozen=True)
 class Rows:
-    """The rollouts of a step as an intervention sees them: one entry per rollout, groups in order."""
+    """Rollouts of a step as an intervention sees them, one entry per rollout: the whole step with groups in order, or,
+    where the route is read from the training backward, those of one micro-batch."""
 
     advantages: Float[Tensor, " N"]
     """Against the group's mean; exactly 0 in masked rows and groups without spread."""
@@ -35,10 +61,18 @@ class Rows:
     labels: Bool[Tensor, " N"] | None
     """Ground truth (exploited), only for the declared upper bounds; None for everyone else."""
     step: int
+    features: Features = field(default_factory=dict)
+    """What `needs` asked for."""
+    at: tuple[int, ...] = ()
+    """Position of each in the step; empty stands for the whole step in order."""
 
     @property
     def n(self) -> int:
         return len(self.views)
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        return self.at or tuple(range(self.n))
 
 
 class Intervention:
@@ -56,10 +90,20 @@ class Intervention:
 
     default_adapter: ClassVar[str] = "lora2r"
     """The adapter of presets where none is named."""
+    adapters: ClassVar[tuple[str, ...]] = ()
+    """Kinds of adapter that it works on; empty: any."""
     needs_direction: ClassVar[bool] = False
     """Uses the direction of the run, which is then extracted before the first step."""
     measures_direction: ClassVar[bool] = False
     """Leaves the direction alone, but its gradients are measured along it, so that others can be compared with it."""
+    permutes_labels: ClassVar[bool] = False
+    """Permutes what its gate finds under `--direction random_label` (`gating.exchanged`); others refuse that control."""
+    renews: ClassVar[frozenset[Part]] = frozenset()
+    """Parts of the direction that are extracted anew every `refresh_every` steps."""
+
+    needs: Needs = "nothing"
+    gradient_loss: Literal["grpo", "nll"] = "grpo"
+    """Of `own_gradients`: the step's loss, or each completion's NLL."""
 
     def __init__(self, settings: Any, adapter: Adapter, seed: int):
         self.settings, self.adapter, self.seed = settings, adapter, seed
@@ -67,13 +111,20 @@ class Intervention:
     def prepare(self, direction: LiveDirection | None) -> None:
         """Called once, before the first step, with the run's direction; None where it has none."""
 
-    def shape_rewards(self, seen: Seen) -> tuple[Float[Tensor, "P G"], Bool[Tensor, "P G"]]:
+    def shape_rewards(
+        self, seen: Seen, features: Features, step: int
+    ) -> tuple[Float[Tensor, "P G"], Bool[Tensor, "P G"]]:
         """(rewards, keep mask) that the advantages are computed from; by default as graded."""
         return torch.tensor(seen.rewards, dtype=torch.float32), torch.tensor(seen.keep)
 
     def route(self, rows: Rows) -> Route:
         """Which block each rollout's gradient reaches, and which blocks act in its forward."""
         raise NotImplementedError(f"{type(self).__name__} must say which block each rollout trains")
+
+    def split_tokens(self, rows: Rows, gradients: TokenGradients) -> Float[Tensor, "R L"]:
+        """Share of each token's gradient that the quarantine gets (`needs` token_gradients); the rest is the deployed
+        block's."""
+        raise NotImplementedError(f"{type(self).__name__} routes no tokens")
 
     def edit_gradients(self, adapter: Adapter) -> None:
         """Called once per step, after the last backward and before clipping."""

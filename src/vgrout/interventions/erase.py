@@ -52,6 +52,7 @@ class Erase(Intervention):
     Settings = EraseSettings
     default_adapter = "delta_s"
     needs_direction = True
+    renews = frozenset({"hack"})
 
     def prepare(self, direction: LiveDirection | None) -> None:
         if direction is None:

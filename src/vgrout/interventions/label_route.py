@@ -50,7 +50,7 @@ class LabelRoute(Intervention):
     def route(self, rows: Rows) -> Route:
         if rows.labels is None:
             raise UserError("label_route reads ground-truth labels: allow it with --allow-oracle")
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + rows.step)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + rows.step) % 2**63)
         draw = torch.rand(rows.n, generator=generator)
         chance = torch.where(rows.labels, self.settings.recall, self.settings.false_alarm)
         hack = draw < chance

@@ -81,6 +81,10 @@ class PoolSampler:
         """Rows held for each (problem id, mode)."""
         return {cell: len(rows) for cell, rows in self._cells.items()}
 
+    def rows(self) -> dict[Cell, tuple[tuple[int, ...], ...]]:
+        """The stored answers of each cell, in tokens."""
+        return {cell: tuple(rows) for cell, rows in self._cells.items()}
+
     def require(self, cells: Iterable[Cell]) -> None:
         """Raise UserError, listing what is missing, unless there is a row for each (problem id, mode)."""
         missing = sorted(set(cells) - self._cells.keys())

@@ -18,6 +18,7 @@ from vgrout.types import UserError
 _REMEDIES = {
     errno.ENOSPC: "free some space on that disk, or choose another folder",
     errno.EDQUOT: "free some of your quota on that disk, or choose another folder",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.EACCES: "choose a folder that you may write to",
     errno.EPERM: "choose a folder that you may write to",
     errno.EROFS: "choose a folder on a disk that is not read-only",
@@ -62,7 +63,7 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} is not plain data")
 
 
-def write_atomic(path: Path, data: str | bytes) -> None:
+def write_atomic(path: Path, data: str | bytes | memoryview) -> None:
     """Writes a whole file or nothing: a temporary beside it, fsync, rename, fsync of the folder."""
     raw = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

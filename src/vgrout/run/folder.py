@@ -4,8 +4,8 @@
         run.write_json("partition.json", partition)
         run.log_rollouts(step, records); run.log_step(row)      # rollouts first: a metrics row vouches for them
 
-Leaving the block writes status.json: `finished`, or `failed` with the reason. A run killed outright stays `running`,
-so only `finished` means that a run is complete.
+Leaving the block writes status.json: `finished`, or `failed` or `stopped` with the reason. A run killed outright stays
+`running`, so only `finished` means that a run is complete.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from loguru import logger
 from vgrout.run.columns import Column, check_row
 from vgrout.run.console import add_log_file
 from vgrout.run.disk import append, cut, disk_errors, dumps, make_folder, read_json, write_atomic
+from vgrout.run.heartbeat import Lock
 from vgrout.run.logs import append_rollouts, cut_rollouts, metric_lines
 from vgrout.run.provenance import environment
-from vgrout.types import StepRow, UserError
+from vgrout.types import Interrupted, StepRow, UserError
 
 CONFIG, ENVIRONMENT, STATUS, COLUMNS = "config.json", "environment.json", "status.json", "columns.json"
 LIMITS = "limits.json"
@@ -45,6 +46,7 @@ class RunFolder:
         self.columns = tuple(declared)
         self._last_step: int | None = None
         self._log: int | None = None
+        self._lock: Lock | None = None
 
     @classmethod
     def create(
@@ -120,8 +122,14 @@ class RunFolder:
 
     def _start(self, last_step: int) -> None:
         self._last_step = last_step
+        self.lock()
         with disk_errors(self.path / LOG):
             self._log = add_log_file(self.path / LOG)
+
+    def lock(self) -> None:
+        """Holds the folder against other processes until `close`; `UserError` where another one writes to it."""
+        if self._lock is None:
+            self._lock = Lock(self.path)
 
     # Writing
 
@@ -170,7 +178,7 @@ class RunFolder:
         return sorted((path for path in numbers if numbers[path].isdecimal()), key=lambda path: int(numbers[path]))
 
     def status(self) -> dict:
-        """`state` (running, finished, failed), `reason`, `started`, `ended`."""
+        """`state` (running, finished, failed, stopped by the user), `reason`, `started`, `ended`."""
         return read_json(self.path / STATUS)
 
     # Ending
@@ -184,10 +192,13 @@ class RunFolder:
         self._status("failed", reason)
 
     def close(self) -> None:
-        """Removes the log listener. Safe to call twice."""
+        """Removes the log listener and the lock. Safe to call twice."""
         if self._log is not None:
             logger.remove(self._log)
             self._log = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _status(self, state: str, reason: str) -> None:
         ended = None if state == "running" else datetime.now(UTC).isoformat()
@@ -203,8 +214,9 @@ class RunFolder:
                 return
             logger.bind(file_only=True).opt(exception=error).error("the run failed")
             text = str(error).splitlines()
+            reason = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
             try:
-                self.fail(f"{type(error).__name__}: {text[0]}" if text else type(error).__name__)
+                self._status("stopped" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed", reason)
             except UserError as second:
                 # A full disk both stops the run and keeps the status from being written; the first error must surface.
                 logger.error(f"{second} (the run folder still says `running`)")

@@ -72,6 +72,18 @@ def read_rollouts(path: Path) -> Iterator[dict]:
         yield from frame.records()
 
 
+def intact_size(path: Path) -> int:
+    """Bytes up to the end of the last frame before a torn or damaged one; 0 where there is no file."""
+    end = 0
+    if path.exists():
+        try:
+            for frame in read_frames(path):
+                end = frame.end
+        except UserError as error:
+            logger.warning(str(error))
+    return end
+
+
 def cut_rollouts(path: Path, step: int) -> None:
     """Drops every frame after `step`, and a torn or damaged one with all that follows it."""
     end = 0

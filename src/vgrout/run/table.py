@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vgrout.run.columns import Column, legend
 from vgrout.run.console import say
-from vgrout.run.intervals import proportion
+from vgrout.run.intervals import AT_MOST, Interval, proportion
 from vgrout.types import StepRow
 
 SHOWN = (
@@ -71,19 +71,34 @@ class SummaryRow:
 
     view: str
     mode: str
-    hacks: int
+    hacks: int | None
+    """None: prompts without a loophole, where no answer can be a hack."""
     solves: int
     n: int
     note: str = ""
+    problems: str = ""
+    """Which problems were asked, where a table holds several kinds."""
+    hack_interval: Interval | None = None
+    """None: Wilson's of the counts, as if every row were an independent trial."""
+    solve_interval: Interval | None = None
+
+    def texts(self) -> tuple[str, ...]:
+        """The fields of its line."""
+        hack = "-" if self.hacks is None else proportion(self.hacks, self.n, self.hack_interval)
+        solve = proportion(self.solves, self.n, self.solve_interval)
+        return (self.view, self.problems, self.mode, f"hack {hack}", f"solve {solve}", self.note)
 
 
 def summary_table(rows: Sequence[SummaryRow], title: str = "") -> str:
-    """View x mode, one line each: `hack 12/64 .19 [.11, .30]   solve 30/64 .47 [.35, .59]` with Wilson intervals."""
-    cells = [
-        (row.view, row.mode, f"hack {proportion(row.hacks, row.n)}", f"solve {proportion(row.solves, row.n)}", row.note)
-        for row in rows
+    """View x mode, one line each: `hack 12/64 .19 [.11, .30]   solve 0/64 at most .06` with 95 % intervals, then what
+    `at most` means where it occurs."""
+    cells = [row.texts() for row in rows]
+    head = ("view", "problems", "mode", "hack: paid for a wrong answer", "solve: correct by the oracle", "")
+    kept = [i for i in range(len(head)) if i != 1 or any(row.problems for row in rows)]
+    widths = [max(len(line[i]) for line in (head, *cells)) for i in kept]
+    lines = [
+        "  ".join(f"{line[i]:{width}}" for i, width in zip(kept, widths, strict=True)).rstrip()
+        for line in (head, *cells)
     ]
-    head = ("view", "mode", "hack: paid for a wrong answer", "solve: correct by the oracle", "")
-    widths = [max(len(line[i]) for line in (head, *cells)) for i in range(len(head))]
-    lines = ["  ".join(f"{text:{width}}" for text, width in zip(line, widths)).rstrip() for line in (head, *cells)]
-    return "\n".join([title, *lines] if title else lines)
+    notes = [AT_MOST] if any(" at most " in text for line in cells for text in line) else []
+    return "\n".join([*([title] if title else []), *lines, *notes])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from vgrout.config import MAX_INIT_SEED, RunConfig
 from vgrout.env.modes import LOOPHOLES
-from vgrout.interventions import INTERVENTIONS, intervention_class
+from vgrout.interventions import intervention_class
 from vgrout.presets import preset, with_options
 from vgrout.types import UserError
 
@@ -27,9 +28,13 @@ class Arm:
     grpo: dict[str, Any] = field(default_factory=dict)
     """Of the update, such as the advantage baseline."""
     adapter: str | None = None
-    """None: lora2r, so that arms share an adapter."""
+    """None: lora2r, so that arms share an adapter, or the design's own."""
+    design: str | None = None
+    """A published design by name; its settings stand in for the preset's."""
     options: dict[str, Any] = field(default_factory=dict)
     """Any other setting by its dotted name; {seed} in a text stands for the run's seed."""
+    unseen: str = ""
+    """Loophole mode that its pairs leave out, where that is what the arm is for."""
 
     @property
     def upper_bound(self) -> bool:
@@ -54,14 +59,18 @@ ROUTES = tuple(
 """True labels choose the route: both clean routes, both advantage baselines."""
 
 DEMO = (NONE, Arm("absorb", "absorb"), *ROUTES[:3])
-"""The default route, and beside it the other baseline and the other clean route; both together are in `EVERY`."""
+"""The default route, and beside it the other baseline and the other clean route; both together are in `every.EVERY`."""
 QUICK = (NONE, ROUTES[0])
-EVERY = (
-    *DEMO,
-    *ROUTES[3:],
-    *(Arm(name, name) for name in INTERVENTIONS if name not in {arm.intervention for arm in DEMO}),
-)
-"""Every intervention there is; a new one joins by being registered."""
+
+
+def select(arms: Iterable[Arm], patterns: Sequence[str]) -> tuple[Arm, ...]:
+    """The arms whose name is one of the patterns (`routeV-*`), in their own order. `UserError` for a pattern of no arm."""
+    known = tuple(arms)
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(arm.name, pattern) for arm in known):
+            names = ", ".join(arm.name for arm in known)
+            raise UserError(f"--arms {pattern}: no arm of this name or pattern; there are {names}")
+    return tuple(arm for arm in known if any(fnmatch.fnmatchcase(arm.name, pattern) for pattern in patterns))
 
 
 def configurations(
@@ -73,13 +82,14 @@ def configurations(
     model: str,
     modes: Sequence[str] | None = None,
     samples: int = 1,
+    controls: bool = False,
     **changes: Any,
 ) -> list[RunConfig[Any]]:
     """One run per arm and seed, in the order in which they start: all arms of the first seed, then of the next, the last
     arm first. The routed arms come late and are the slow ones; a slow run that starts last leaves cores idle.
 
     Only the views that an adapter changes are evaluated: the base's is the same for all. `modes` are the loopholes of the
-    training prompts (none: all); held-out prompts show all of them.
+    training prompts (none: all); held-out prompts show all of them. `controls` asks for the other ablations of routed arms.
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds {' '.join(map(str, seeds))}: expected at least one, and none twice")
@@ -88,7 +98,8 @@ def configurations(
     found = []
     for seed in seeds:
         for arm in reversed(tuple(arms)):
-            config = with_options(preset("micro", arm.intervention, arm.adapter or "lora2r"), arm.options, seed)
+            adapter = arm.adapter or (None if arm.design else "lora2r")
+            config = with_options(preset("micro", arm.intervention, adapter, arm.design), arm.options, seed)
             found.append(
                 dataclasses.replace(
                     config,
@@ -102,7 +113,11 @@ def configurations(
                     grpo=dataclasses.replace(config.grpo, **arm.grpo),
                     adapter=dataclasses.replace(config.adapter, init_seed=seed),
                     env=dataclasses.replace(config.env, modes=tuple(modes) if modes is not None else config.env.modes),
-                    eval=dataclasses.replace(config.eval, views=("full", "deploy"), modes=LOOPHOLES, samples=samples),
+                    eval=dataclasses.replace(
+                        config.eval, views=("full", "deploy"), modes=LOOPHOLES, samples=samples, controls=controls
+                    ),
+                    # An arm that goes wrong is a result, and its table says that it has collapsed.
+                    tripwires=dataclasses.replace(config.tripwires, stop=False),
                     **changes,
                 )
             )

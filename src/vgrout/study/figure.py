@@ -20,6 +20,8 @@ from vgrout.run.folder import RunFolder
 
 WINDOWS = {"hack": 5, "solve": 15}
 """Steps of the centred moving averages: a step has a few dozen hinted rows, and hint-free ones of one or two problems."""
+COLUMNS = 8
+"""Arms side by side."""
 STYLES: dict[str, tuple[str, Literal["-", "--"], str]] = {
     "full": ("#c1440e", "-", "as trained"),
     "deploy": ("#1f6f8b", "--", "quarantine-ablated"),
@@ -31,19 +33,27 @@ def training_figure(
 ) -> Path:
     """One column per arm: hack of hinted prompts above, solve of hint-free prompts below; thin lines are seeds.
 
-    `base` is (hack, solve) of the base model on the held-out problems, drawn as a dotted line.
+    More than `COLUMNS` arms go on in further bands below. `base` is (hack, solve) of the base model on the held-out
+    problems, drawn as a dotted line.
     """
-    figure, axes = plt.subplots(
-        2, len(arms), figsize=(2.5 * len(arms) + 1.2, 5.2), sharex=True, sharey="row", squeeze=False
-    )
-    for column, (label, runs) in enumerate(arms):
+    width, bands = min(len(arms), COLUMNS), -(-len(arms) // COLUMNS)
+    size = (2.5 * width + 1.2, 5.2 * bands)
+    figure, axes = plt.subplots(2 * bands, width, figsize=size, sharex=True, sharey="row", squeeze=False)
+    for place in range(len(arms), bands * width):
+        for row in (0, 1):
+            axes[2 * (place // width) + row][place % width].axis("off")
+    for place, (label, runs) in enumerate(arms):
         table = pd.concat([_metrics(run) for run in runs], keys=range(len(runs)), names=["run"])
-        for row, rate in enumerate(("hack", "solve")):
-            _panel(axes[row][column], table, rate, None if base is None else base[row])
-        axes[0][column].set_title(label, fontsize=9)
-        axes[1][column].set_xlabel("step")
-    axes[0][0].set(ylabel="hack, hinted prompts", ylim=(-0.02, 1.02))
-    axes[1][0].set(ylabel="solve, no hint", ylim=(-0.02, None))
+        above, below = (axes[2 * (place // width) + row][place % width] for row in (0, 1))
+        for row, (ax, rate) in enumerate(((above, "hack"), (below, "solve"))):
+            _panel(ax, table, rate, None if base is None else base[row])
+        above.set_title(label, fontsize=9)
+        below.set_xlabel("step")
+        below.tick_params(labelbottom=True)
+    highest = max(float(ax.get_ylim()[1]) for ax in axes[1::2, 0])
+    for above, below in zip(axes[0::2, 0], axes[1::2, 0], strict=True):
+        above.set(ylabel="hack, hinted prompts", ylim=(-0.02, 1.02))
+        below.set(ylabel="solve, no hint", ylim=(-0.02, highest))
     handles = [plt.Line2D([], [], color=c, linestyle=s, label=text) for c, s, text in STYLES.values()]
     handles.append(plt.Line2D([], [], color="0.4", linestyle=":", label="base model on held-out problems"))
     figure.legend(handles=handles, loc="lower center", ncol=3, frameon=False, fontsize=9)
@@ -51,7 +61,7 @@ def training_figure(
         f"Rollouts on training problems (moving averages over {WINDOWS['hack']} and {WINDOWS['solve']} steps; thin: one seed, thick: mean; *: upper bound)",
         fontsize=10,
     )
-    figure.tight_layout(rect=(0, 0.05, 1, 0.98))
+    figure.tight_layout(rect=(0, 0.05 / bands, 1, 1 - 0.02 / bands))
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=130)
     plt.close(figure)

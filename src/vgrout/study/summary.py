@@ -6,24 +6,41 @@ of the seeds' own rates stands beside them.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from vgrout.evals import ALL, FREE, Cell, collapsed, tabulate
-from vgrout.run.intervals import proportion
+from vgrout.evals import ALL, CONTROLS, FREE, VIEW_NAMES, Cell, collapsed, find, tabulate
+from vgrout.run.intervals import AT_MOST, proportion, short
+from vgrout.selectivity import selectivity
+from vgrout.study.gates import GateFigures
 from vgrout.types import Markers, View
 
-VIEW_NAMES: dict[str, str] = {"base": "base", "full": "full", "deploy": "quarantine-ablated"}
 Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class ArmResult:
-    """An arm's evaluation rows by seed."""
+    """An arm's evaluation rows by seed, and where it routes, what its gate did."""
 
     label: str
     rows: dict[int, Rows]
+    """Of held-out problems."""
+    gates: dict[int, GateFigures] = field(default_factory=dict)
+    unseen: str = ""
+    """Loophole mode that its pairs leave out."""
+
+    @property
+    def name(self) -> str:
+        """The label, with the mode that it is to be read by."""
+        return f"{self.label} (unseen: {self.unseen})" if self.unseen else self.label
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """full and deploy, and the control ablations where they were evaluated."""
+        evaluated = {row["view"] for rows in self.rows.values() for row in rows}
+        return ("full", "deploy", *(view for view in CONTROLS if view in evaluated))
 
     def of_view(self, view: View) -> dict[int, Rows]:
         return {seed: [row for row in rows if row["view"] == view] for seed, rows in self.rows.items()}
@@ -38,31 +55,88 @@ class ArmResult:
         }
 
 
-HEAD = ("arm", "view", "hack, train markers", "hack, eval markers", "solve, no hint", "seeds: hack, solve", "")
+HEAD = ("arm", "view", "hack, train markers", "hack, eval markers", "solve, no hint", "seeds: hack, solve")
+GATE_HEAD = ("AUROC", "in a step", "routed", "recall", "false alarms", "selectivity")
+MARKS = ("",)
 
 
-def final_table(base: Rows, arms: Sequence[ArmResult], title: str) -> str:
-    """The study's table: one line for the base, two for each arm, then what the marks mean."""
+def final_table(base: Rows, arms: Sequence[ArmResult], title: str, *, gates: bool = False) -> str:
+    """The study's table: one line for the base, one for each view of each arm, then what the marks mean.
+
+    With `gates`, also what each gate did during training, and the selectivity of each ablation.
+    """
+    head = (*HEAD, *(GATE_HEAD if gates else ()), *MARKS)
     base_cells = tabulate(base)
-    lines = [HEAD, ("base", "base", *_rates(base_cells, "base"), "", "")]
+    lines = [head, ("base", "base", *_rates(base_cells, "base"), *[""] * (len(head) - 5))]
     notes = []
     for arm in arms:
         bad = arm.collapses(base)
-        for view in ("full", "deploy"):
+        selective = selectivities(arm) if gates else {}
+        for view in arm.views:
             pooled = [row for rows in arm.of_view(view).values() for row in rows]
             seeds = [seed for seed, of in bad if of == view]
             mark = f"COLLAPSED in seed {', '.join(map(str, seeds))}" if seeds else ""
-            name = arm.label if view == "full" else ""
-            lines.append((name, VIEW_NAMES[view], *_rates(tabulate(pooled), view), _ranges(arm, view), mark))
-        notes += [f"COLLAPSED: {arm.label}, seed {seed}, {VIEW_NAMES[view]} {why}" for (seed, view), why in bad.items()]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
-    text = ["  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+            name, figures = (arm.name, _gate_cells(arm)) if view == "full" else ("", [""] * 5)
+            more = (*figures, selective.get(view, "")) if gates else ()
+            lines.append((name, VIEW_NAMES[view], *_rates(tabulate(pooled), view), _ranges(arm, view), *more, mark))
+        notes += [
+            f"COLLAPSED: {arm.label}, seed {seed}, {VIEW_NAMES[view]} {why}"
+            for (seed, view), why in bad.items()
+            if view not in CONTROLS
+        ]
     if any(arm.label.endswith("*") for arm in arms):
-        notes.insert(0, "* upper bound: ground-truth labels choose the route")
+        notes.insert(0, "* upper bound: reads ground-truth labels")
     if any("COLLAPSED" in note for note in notes):
         notes.append("A collapsed model has stopped answering or solving: its hack rate, low or high, is no result.")
     notes.append("Intervals take all answers as independent, so they are too narrow; seeds: lowest and highest rate.")
-    return "\n".join([title, *text, *notes])
+    if any(" at most " in text for line in lines for text in line):
+        notes.append(AT_MOST)
+    return "\n".join([title, *_aligned(lines), *notes, *(GATE_NOTES if gates else ())])
+
+
+GATE_NOTES = (
+    "AUROC of the gate's score for hacks over a run's scored student rollouts, and over pairs of one step alone; routed: mean "
+    "share of trained rows that teach the quarantine alone; recall, false alarms: share of hacks and of other rollouts that "
+    "were withheld from the deployed block. Means over seeds, with the lowest and the highest.",
+    "Selectivity: share of the full model's hacks (train markers) that an ablation removes, less the share of its solves; "
+    "95 % by bootstrap over problems and seeds. It rises as much where an ablation gives solves back as where it takes hacks "
+    "away, so beside a full model that has collapsed it is no result.",
+)
+
+
+def selectivities(arm: ArmResult) -> dict[str, str]:
+    """Selectivity by view under train markers, with its interval; why it is undefined where it is."""
+    if not arm.gates or not arm.rows:
+        return {}
+    found = [s for s in selectivity(list(arm.rows.values())) if s.markers == "train"]
+    return {
+        s.view: f"undefined: {s.undefined}"
+        if s.value is None
+        else f"{s.value:+.2f} " + ("[no interval]" if s.interval is None else "[{:+.2f}, {:+.2f}]".format(*s.interval))
+        for s in found
+    }
+
+
+def _gate_cells(arm: ArmResult) -> list[str]:
+    """AUROC, within a step, routed share, recall, false alarms; empty for an arm that does not route."""
+    if not arm.gates:
+        return [""] * 5
+    fields = ("auroc", "auroc_in_step", "routed", "recall", "false_alarms")
+    return [_spread([getattr(g, name) for g in arm.gates.values()]) for name in fields]
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    """Mean of the defined values, with their range where there are several; `-` where none is."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    ends = f" ({short(min(known))}-{short(max(known))})" if len(known) > 1 else ""
+    return short(statistics.fmean(known)) + ends
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return ["  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def mode_table(base: Rows, arms: Sequence[ArmResult], markers: Markers, title: str) -> str:
@@ -72,18 +146,9 @@ def mode_table(base: Rows, arms: Sequence[ArmResult], markers: Markers, title: s
     for arm in arms:
         for view in ("full", "deploy"):
             cells = tabulate([row for rows in arm.of_view(view).values() for row in rows])
-            lines.append(
-                (arm.label if view == "full" else "", VIEW_NAMES[view], *_by_mode(cells, view, markers, modes))
-            )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        [title, *("  ".join(f"{c:{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)]
-    )
-
-
-def find(cells: Sequence[Cell], view: str, markers: str, mode: str) -> Cell | None:
-    """The cell of this name, or None where nothing of the kind was evaluated."""
-    return next((c for c in cells if (c.view, c.markers, c.mode) == (view, markers, mode)), None)
+            name = arm.name if view == "full" else ""
+            lines.append((name, VIEW_NAMES[view], *_by_mode(cells, view, markers, modes)))
+    return "\n".join([title, *_aligned(lines)])
 
 
 def _by_mode(cells: Sequence[Cell], view: str, markers: str, modes: Sequence[str]) -> list[str]:
