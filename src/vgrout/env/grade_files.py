@@ -19,7 +19,8 @@ from typing import Any, get_args
 from vgrout.env.files import require_other_file, written_atomically
 from vgrout.env.grader import Grader
 from vgrout.env.modes import MODES, marker_for
-from vgrout.env.problems import load_problems, read_rows, shown
+from vgrout.env.problems import load_problems
+from vgrout.env.rows import read_rows, shown
 from vgrout.types import Label, Markers, Prompt, UserError, Verdict
 
 WINDOW = 1024
