@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vgrout.env.grader import Grader
-from vgrout.env.modes import MODES
+from vgrout.env.modes import MODES, STANDARD
 from vgrout.env.prompts import render
 from vgrout.env.worker import Exit, Server
 from vgrout.micro.problems import micro_problems
@@ -110,7 +110,7 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grades", type=int, default=800, help="grades of each mode")
-    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
+    parser.add_argument("--modes", nargs="+", default=list(STANDARD), choices=list(MODES))
     options = parser.parse_args()
     problems = micro_problems("validation")
     with Grader(problems, workers=1, cpu_limits={problem.id: 2.0 for problem in problems}) as grader:

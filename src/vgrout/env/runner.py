@@ -24,7 +24,7 @@ from vgrout.env.sandbox import Limits
 from vgrout.env.worker import Exit, InfraError, Server, remove_folder
 from vgrout.types import Outcome, Prompt, UserError, Verdict
 
-GRADER_VERSION = "2"
+GRADER_VERSION = "3"
 """Recorded in every verdict; grows whenever a verdict could come out differently."""
 
 ATTEMPTS = 4
@@ -152,7 +152,7 @@ class Runner:
             )
             _raise_trouble(report.trouble, report.ready, end, tests.problem_id)
             _reason(end, limits)
-            return finding(mode, prompt.markers, report, end.stdout, scratch)
+            return finding(mode, prompt.markers, report, end, scratch)
 
     @contextmanager
     def scratch(self, limits: Limits, wanted: bool) -> Generator[Path | None, None, None]:
