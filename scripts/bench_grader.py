@@ -135,8 +135,8 @@ def by_mode(modes: list[str], grades: int) -> str:
 @contextmanager
 def one_worker(problems: list[Problem]) -> Generator[tuple[Grader, Callable[[], float]]]:
     """A grader with one worker and the clock that counts its CPU seconds, this process's own among them."""
-    limits = {problem.id: 20.0 for problem in problems}
-    with Grader(problems, workers=1, cpu_limits=limits) as grader:
+    with Grader(problems, workers=1) as grader:
+        grader.measure_limits()
         clocks = Clocks(grader._runners[0].start().process.pid)
         yield grader, lambda: sum(clocks.read()[:3]) / 1e3
 
