@@ -36,12 +36,14 @@ class GradeSummary:
     exploited: int
     infra: int
     labels: dict[str, int]
+    layers: tuple[str, ...]
     missing_layers: tuple[str, ...]
 
     def __str__(self) -> str:
         counts = ", ".join(f"{self.labels.get(label, 0)} {label}" for label in get_args(Label))
-        missing = f"; sandbox without {', '.join(self.missing_layers)}" if self.missing_layers else ""
-        return f"{self.responses} responses graded ({counts}; {self.exploited} exploited){missing}: {self.out}"
+        without = f", without {', '.join(self.missing_layers)}" if self.missing_layers else ""
+        held = f"sandbox {', '.join(self.layers)}{without}"
+        return f"{self.responses} responses graded ({counts}; {self.exploited} exploited; {held}): {self.out}"
 
 
 def grade_files(
@@ -51,6 +53,7 @@ def grade_files(
     *,
     workers: int | None = None,
     allow_missing: tuple[str, ...] = (),
+    namespaces: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> GradeSummary:
     """Grade a file of responses into a file of verdicts, which appears whole or not at all. All may be .gz.
@@ -69,7 +72,9 @@ def grade_files(
     with (
         written_atomically(out) as file,
         gzip.GzipFile(fileobj=file, mode="wb", mtime=0) if out.suffix == ".gz" else nullcontext(file) as lines,
-        Grader([problems[i] for i in used], workers=workers, allow_missing=allow_missing) as grader,
+        Grader(
+            [problems[i] for i in used], workers=workers, allow_missing=allow_missing, namespaces=namespaces
+        ) as grader,
     ):
         try:
             grader.measure_limits()
@@ -84,7 +89,7 @@ def grade_files(
             tally["responses"] += 1
             if progress is not None:
                 progress(done)
-        missing = grader.missing_layers
+        layers = grader.layers, grader.missing_layers
     if tally["infra"]:
         raise UserError(
             f"{tally['infra']} of {tally['responses']} responses could not be graded for reasons of this machine; "
@@ -92,7 +97,7 @@ def grade_files(
         )
     labels = {label: tally[label] for label in get_args(Label)}
     counts = (tally[name] for name in ("responses", "correct", "exploited", "infra"))
-    return GradeSummary(out, *counts, labels, missing)
+    return GradeSummary(out, *counts, labels, *layers)
 
 
 def response_rows(path: Path, problem_ids: Any) -> Iterator[tuple[int | str, Prompt, str]]:

@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from vgrout.cores import usable_cores
-from vgrout.env import sandbox, selftest
+from vgrout.env import hiding, sandbox, selftest
 from vgrout.env.asserts import Tests, parse_tests
+from vgrout.env.layers import missing_layers, require_namespaces
 from vgrout.env.modes import mode_named
 from vgrout.env.runner import GRADER_VERSION, Runner
 from vgrout.env.worker import InfraError
@@ -39,7 +40,6 @@ CPU_LIMITS = (2, 4, 8, 16, 20)
 CPU_MARGIN = 8
 """A candidate gets this many times the CPU of the canonical solution."""
 CACHE_SIZE = 1 << 16
-CONTAINER = "run vGROUT in a Linux container on x86-64 (for example `docker run -it python:3.11`)"
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -57,14 +57,20 @@ class Grader:
         allow_missing: tuple[str, ...] = (),
         cpu_limits: Mapping[str, float] | None = None,
         limits: sandbox.Limits = sandbox.DEFAULT_LIMITS,
+        namespaces: bool = False,
     ):
         """`workers`: all cores by default. `cpu_limits`: seconds by problem id, as `measure_limits` returned them; what
-        is not given is measured when it is first needed. `limits`: everything but the CPU.
+        is not given is measured when it is first needed. `limits`: everything but the CPU. `namespaces`: wrap each
+        fork-server in namespaces of its own, one layer more where the machine allows it.
+
+        Until `close` the calling process is not dumpable: it holds expected values (see `hiding`).
 
         Raises UserError where a sandbox layer is missing that is not named in `allow_missing`, or fails its self-test.
         """
         self.problems = {problem.id: problem for problem in problems}
-        self.missing_layers = check_layers(allow_missing)
+        self.missing_layers = missing_layers(allow_missing)
+        if namespaces:
+            require_namespaces()
         self.cpu_limits = dict(cpu_limits or {})
         self.limits = limits
         self.cache_hits = 0
@@ -76,9 +82,12 @@ class Grader:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._folder = _scratch_root()
         count = workers or usable_cores()
-        self._runners = [Runner(self._folder, landlock="landlock" not in self.missing_layers) for _ in range(count)]
+        landlock = "landlock" not in self.missing_layers
+        self._runners = [Runner(self._folder, landlock=landlock, namespaces=namespaces) for _ in range(count)]
+        self.layers = self._runners[0].layers
         self._threads: list[threading.Thread] = []
         self._closed = False
+        hiding.hide_process()
         atexit.register(self.close)
         try:
             selftest.require_containment(self._runners[0])
@@ -116,6 +125,7 @@ class Grader:
         for runner in self._runners:
             runner.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+        hiding.show_process()
 
     # ---- grading --------------------------------------------------------------------------------------------------
 
@@ -214,7 +224,7 @@ class Grader:
 
     def _grade(self, runner: Runner, prompt: Prompt, response: str, limit: Future[float]) -> Verdict:
         limits = self.limits.with_cpu(math.ceil(limit.result()))
-        return runner.grade(prompt, response, self._tests_of(prompt.problem_id), limits, self.missing_layers)
+        return runner.grade(prompt, response, self._tests_of(prompt.problem_id), limits)
 
     def _limit(self, problem_id: str) -> Future[float]:
         """The problem's CPU limit to come."""
@@ -256,25 +266,6 @@ class Grader:
             data = part.encode(errors="surrogatepass")
             digest.update(len(data).to_bytes(8) + data)
         return digest.digest()
-
-
-def check_layers(allow_missing: tuple[str, ...]) -> tuple[str, ...]:
-    """The sandbox layers that this machine lacks and the user allows to be missing; UserError for any other."""
-    for name in allow_missing:
-        if name not in sandbox.WAIVABLE:
-            raise UserError(f"sandbox layer {name!r} cannot be waived; only {', '.join(sandbox.WAIVABLE)} can")
-    have = sandbox.available()
-    missing = tuple(layer for layer in sandbox.LAYERS if layer not in have)
-    for layer in missing:
-        if layer not in allow_missing:
-            remedy = f"{CONTAINER}, on a kernel that has it"
-            waive = (
-                f", or allow it to be missing with --sandbox-allow-missing {layer} (training: --env.sandbox-allow-missing {layer})"
-                if layer in sandbox.WAIVABLE
-                else ""
-            )
-            raise UserError(f"sandbox layer {layer!r} is missing on this machine; {remedy}{waive}")
-    return missing
 
 
 def _went_wrong(future: Future[Verdict]) -> bool:
