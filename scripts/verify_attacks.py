@@ -108,7 +108,7 @@ class Outside:
             for p in programs
             for mode in modes
         ]
-        files = {name: self.folder / name for name in ("problems", "responses", "out")}
+        files = {name: self.folder / f"{name}.jsonl" for name in ("problems", "responses", "out")}
         files["problems"].write_text(json.dumps(problem_row(TOTAL)) + "\n")
         files["responses"].write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         command = [sys.executable, "-c", "from vgrout.cli import main; main()", "grade", "--workers", "8"]
