@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from _attack_world import TOTAL
 from _gate import Skip
@@ -18,11 +19,11 @@ SHORT = replace(sandbox.DEFAULT_LIMITS, wall_s=1.5)
 """A short backstop, so that programs that sleep do not take half a minute each."""
 
 
-def opened(workers: int = 1, limits: sandbox.Limits = SHORT, *, namespaces: bool = False) -> Grader:
+def opened(workers: int = 1, limits: sandbox.Limits = SHORT, **options: Any) -> Grader:
     """A grader for the one problem with a CPU second for each program, or Skip where this machine cannot run it at all."""
     if missing := set(sandbox.LAYERS) - set(sandbox.available()):
         raise Skip(f"this machine lacks the sandbox layers {sorted(missing)}")
-    return Grader([TOTAL], workers=workers, limits=limits, cpu_limits={"total": 1.0}, namespaces=namespaces)
+    return Grader([TOTAL], workers=workers, limits=limits, cpu_limits={"total": 1.0}, **options)
 
 
 def by_and_by(holds: Callable[[], bool], seconds: float = 20) -> bool:

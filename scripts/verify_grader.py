@@ -247,7 +247,7 @@ def _():
         def grade(lines: list[dict], target: Path = out):
             responses.write_text("".join(json.dumps(line) + "\n" for line in lines))
             done: list[int] = []
-            return grade_files(problems, responses, target, workers=2, progress=done.append), done
+            return grade_files(problems, responses, target, workers=2, progress=lambda n, _: done.append(n)), done
 
         summary, done = grade(rows)
         back = [json.loads(line) for line in out.read_text().splitlines()]

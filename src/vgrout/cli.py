@@ -160,26 +160,37 @@ def grade_command(args: Sequence[str]) -> None:
         responses: Path,
         out: Path,
         workers: int | None = None,
+        cache: Path | None = None,
         sandbox_allow_missing: tuple[str, ...] = (),
         sandbox_namespaces: bool = False,
     ) -> None:
         """Grades responses against problems and writes one verdict row per response.
+
+        After Ctrl-C the same command goes on where it was.
 
         Args:
             problems: Problem rows, .jsonl or .jsonl.gz.
             responses: Rows with id, problem_id, mode, response and optionally markers (train or eval).
             out: File that receives the verdict rows (.gz to compress).
             workers: Grader processes; none: one per core.
+            cache: File of verdicts that are not computed again; none: OUT.partial, until OUT is whole.
             sandbox_allow_missing: Sandbox layers that this machine may lack.
             sandbox_namespaces: Wrap the sandbox in namespaces of its own as well.
         """
-        with Progress("grading") as bar:
+        with Progress("measuring the canonical solutions") as bar:
+
+            def show(done: int, total: int) -> None:
+                if bar.total != total:
+                    bar.phase("grading", total)
+                bar.update(done)
+
             summary = grade_files(
                 *(problems, responses, out),
                 workers=workers,
                 allow_missing=sandbox_allow_missing,
                 namespaces=sandbox_namespaces,
-                progress=bar.update,
+                cache=cache,
+                progress=show,
             )
         print(summary)
 

@@ -3,6 +3,7 @@
 What a child may cost is enforced from outside as well: it is killed through its pidfd when the caller has read enough,
 when a line or its output is too long, when it fills its folder, or when the wall backstop passes. The backstop counts
 wall time minus the time that the child waited for a core (the kernel's own count), so a loaded machine changes nothing.
+A virtual machine may stand still and count that as the child's time; its watcher then wakes late (`Exit.late_s`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ THIRD_PARTY = ("sortedcontainers",)
 START_S, REAP_S = 60.0, 60.0
 END_S = 1.0
 """A child that has closed its ends is dead within microseconds, or it closed them itself and can say nothing more."""
-FOLDER_CHECK_S = 0.02
+FOLDER_CHECK_S, WAKE_S = 0.02, 0.25  # how often the watcher wakes at least, with a scratch folder and without
 HASH_SEED = "1"
 """Any fixed value: the order of a set must not differ between servers."""
 _CHUNK = 1 << 18
@@ -57,6 +58,7 @@ class Exit:
     killed: Killed
     """Why the parent killed it; "" where it ended by itself."""
     stdout: bytes
+    late_s: float = 0.0  # how late the watcher woke, in all
 
 
 class Server:
@@ -151,6 +153,7 @@ class _Child:
         self.pending = bytearray()
         self.printed = bytearray()
         self.killed: Killed = ""
+        self.late_s = 0.0
         self.pid, self.pidfd = 0, -1
         """Known of a child that has been running for a moment."""
         self.end: tuple[int, float] | None = None
@@ -172,7 +175,7 @@ class _Child:
         status, cpu_s = self.end
         wall = time.monotonic() - start
         self._drain_output()
-        return Exit(status, cpu_s, wall, self.killed, bytes(self.printed))
+        return Exit(status, cpu_s, wall, self.killed, bytes(self.printed), self.late_s)
 
     def _start(self, request: bytes, prelude: tuple[str, ...], stdout: bool, scratch: Path | None) -> None:
         """Open the run's descriptors and hand the child's ends over."""
@@ -216,10 +219,11 @@ class _Child:
         open_ends = {self.result, self.stdout} - {-1}
         deadline = start + self.limits.wall_s
         while open_ends and not self.killed:
-            wait = deadline - time.monotonic()
-            if scratch is not None:
-                wait = min(wait, FOLDER_CHECK_S)
-            for fd, _ in poll.poll(max(0, wait) * 1000):
+            asked = time.monotonic()
+            wait = max(0.0, min(deadline - asked, WAKE_S if scratch is None else FOLDER_CHECK_S))
+            events = poll.poll(wait * 1000)
+            self.late_s += max(0.0, time.monotonic() - asked - wait)
+            for fd, _ in events:
                 data = os.read(fd, _CHUNK)
                 if not data:
                     poll.unregister(fd)
