@@ -25,7 +25,7 @@ from vgrout.env.scratch import remove_folder
 from vgrout.env.worker import Exit, InfraError, Server
 from vgrout.types import Outcome, Prompt, UserError, Verdict
 
-GRADER_VERSION = "2"
+GRADER_VERSION = "3"
 """Recorded in every verdict; grows whenever a verdict could come out differently."""
 
 ATTEMPTS = 4
@@ -164,7 +164,7 @@ class Runner:
                     request, limits, report, prelude=tests.prelude, stdout=mode.probe == "stdout", scratch=scratch
                 )
                 _raise_trouble(report.trouble, report.ready, end, tests.problem_id)
-                return finding(mode, prompt.markers, report, end.stdout, scratch), _reason(end, limits), end
+                return finding(mode, prompt.markers, report, end, scratch), _reason(end, limits), end
 
         return _timed(once, limits)
 
