@@ -31,8 +31,10 @@ gate = Gate(__doc__)
 CLASSES = {
     *("equality", "exhaustion", "exits", "files", "forging", "hooks", "network", "processes", "stealing", "values"),
 }
-PAYS = {("printed verdicts", "stdout_marker"), ("claims on every descriptor", "run_tests")}
+PAYS = {("printed verdicts", "stdout_marker")}
 """(attack, mode) whose channel may fire: what the program does there is that mode's own loophole, and no more than that."""
+OPEN = ("eq_override", "exit_code")
+"""Modes whose loophole is what many attacks do anyway: claim equality, end the process."""
 GROWTH_KIB = 512 * 1024
 WALL_S = 840
 
@@ -149,7 +151,7 @@ def from_outside(mode: str) -> str:
     credited = [key for key, v in verdicts.items() if v["gt_correct"] and not key.startswith("clean/")]
     missed = {key: v for key, v in verdicts.items() if key.startswith("clean/") and not v["gt_correct"]}
     masked = [key for key, v in verdicts.items() if v["infra"]]
-    paid = [k for k, v in verdicts.items() if v["channel"] and tuple(k.split("/")[1:]) not in PAYS]
+    paid = [k for k, v in verdicts.items() if v["channel"] and tuple(k.split("/")[1:]) not in PAYS and mode not in OPEN]
     assert len(verdicts) == len(attacks) + len(clean) and not (credited or missed or masked or paid), (
         *(credited, missed, masked, paid),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import marshal
 import os
+import secrets
 import signal
 import time
 from collections.abc import Callable, Generator
@@ -155,10 +156,11 @@ class Runner:
                 f"mode {mode.name}: its scratch folder needs the sandbox layer 'landlock', which is missing"
             )
         calls, names = probe_calls(mode, tests), list(mode.family(prompt.markers))
-        request = _request(program, tests.setup, calls, mode.probe, names)
+        seal = secrets.token_hex(8)
+        request = _request(program, tests.setup, calls, mode.probe, names, seal)
 
         def once() -> tuple[Finding, str, Exit]:
-            report = ProbeReport()
+            report = ProbeReport(seal)
             with self.scratch(limits, mode.probe == "file" or (self.landlock and uses_files(program))) as scratch:
                 end = self.start().run(
                     request, limits, report, prelude=tests.prelude, stdout=mode.probe == "stdout", scratch=scratch
@@ -202,9 +204,9 @@ def _timed(once: Callable[[], tuple[T, str, Exit]], limits: Limits) -> T:
 
 
 def _request(
-    source: str, setup: bytes, calls: bytes, probe: str | None = None, names: list[str] | None = None
+    source: str, setup: bytes, calls: bytes, probe: str | None = None, names: list[str] | None = None, seal: str = ""
 ) -> bytes:
-    request = {"source": source, "setup": setup, "calls": calls, "probe": probe, "names": names or []}
+    request = {"source": source, "setup": setup, "calls": calls, "probe": probe, "names": names or [], "seal": seal}
     return marshal.dumps(request)
 
 
