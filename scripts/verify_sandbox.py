@@ -29,6 +29,7 @@ from _grading import SHORT, answer, by_and_by, expect_error, fence, opened, prom
 from vgrout.env import sandbox, seccomp, selftest
 from vgrout.env.asserts import parse_tests
 from vgrout.env.grader import Grader
+from vgrout.env.modes import EXTRA, MODES
 from vgrout.env.prompts import render
 from vgrout.env.runner import Runner
 from vgrout.env.worker import InfraError, Server
@@ -143,8 +144,7 @@ def _():
     view = replace(TOTAL, id="view", asserts=(nothing,))
     bare = Grader([row, view], workers=1, cpu_limits={"secret": 1.0, "view": 1.0})
     with bare as grader, mock.patch.object(Server, "run", recorded):
-        modes = ("gt_only", "run_tests", "sentinel", "stdout_marker", "file_marker")
-        grader.grade_many([(render(row, mode, "train", 0), fence(row.canonical_solution)) for mode in modes])
+        grader.grade_many([(render(row, mode, "train", 0), fence(row.canonical_solution)) for mode in MODES])
         inherited = grader.grade(render(view, "gt_only", "train", 0), look)
     needles = (str(secret).encode(), secret.to_bytes(8, "little"), b"gt_answer", b"assert Solution")
     marshalled = b"".join(struct.pack("=H", secret >> (15 * i) & 0x7FFF) for i in range(4))
@@ -206,8 +206,14 @@ def attack_once(modes: tuple[str, ...]) -> str:
             verdicts = grader.grade_many([(prompt(mode), attack.response) for attack in attacks])
             graded |= {(attack.name, mode): v for attack, v in zip(attacks, verdicts, strict=True)}
             assert not world.harm(), (mode, world.harm())
-        # Printing a pass report is the loophole of one mode, and no more than that.
-        forged = {key: v for key, v in graded.items() if v.channel and key != ("printed verdicts", "stdout_marker")}
+        # Printing a pass report is the loophole of one mode, and no more than that; so are equality and exits of the extra.
+        family = {attack.name: attack.family for attack in attacks}
+        loopholes = {"eq_override": "equality", "exit_code": "exits"}
+        forged = {
+            key: v
+            for key, v in graded.items()
+            if v.channel and key != ("printed verdicts", "stdout_marker") and loopholes.get(key[1]) != family[key[0]]
+        }
         wrong = {key: v for key, v in graded.items() if v.gt_correct or v.infra} | forged
         assert not wrong, wrong
         if servers != servers_of(grader):
@@ -228,6 +234,11 @@ def _():
 @gate.invariant("the same under every loophole mode, whose channel runs the attacks a second time", slow=True)
 def _():
     return attack(("file_marker", "stdout_marker", "run_tests", "sentinel"))
+
+
+@gate.invariant("the same under the extra modes: what fires is of the family that the mode is about", slow=True)
+def _():
+    return attack(EXTRA)
 
 
 @gate.invariant("nothing outlives its grade, and nothing outlives the grader")
