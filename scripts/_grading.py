@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from _attack_world import TOTAL
 from _gate import Skip
@@ -18,7 +19,7 @@ SHORT = replace(sandbox.DEFAULT_LIMITS, wall_s=1.5)
 """A short backstop, so that programs that sleep do not take half a minute each."""
 
 
-def opened(workers: int = 1, limits: sandbox.Limits = SHORT, **options: tuple[str, ...]) -> Grader:
+def opened(workers: int = 1, limits: sandbox.Limits = SHORT, **options: Any) -> Grader:
     """A grader for the one problem with a CPU second for each program, or Skip where this machine cannot run it at all."""
     if missing := set(sandbox.LAYERS) - set(sandbox.available()):
         raise Skip(f"this machine lacks the sandbox layers {sorted(missing)}")
@@ -64,6 +65,15 @@ def answer(body: str, top: str = "") -> str:
     """A response whose method `total` has this body, with `top` above the class."""
     lines = "".join(f"        {line}\n" for line in body.splitlines())
     return f"```python\n{top}\nclass Solution:\n    def total(self, nums):\n{lines}```"
+
+
+def problem_row(problem: Problem) -> dict:
+    """The problem as a row of a problem file."""
+    row = {
+        name: getattr(problem, name) for name in ("id", "difficulty", "setup_code", "func_name", "canonical_solution")
+    }
+    turns = [{"role": role, "content": text} for role, text in problem.messages]
+    return row | {"prompt": turns, "gt_answer": list(problem.asserts), "prompt_metadata": {"starter_code": ""}}
 
 
 def one_answer_off(problem: Problem, at: int) -> str:

@@ -11,6 +11,13 @@ The children's figures are what the kernel counted for each until it was reaped,
 schedule. A mode's figure is the median over its chunks. Start-up, the parsing of the problems' tests with it, is left
 out. `faults` are the memory pages that a grade's children had to map or copy, which is most of what they cost and, unlike
 time, hardly depends on what else the machine does.
+
+    taskset -c 1 .venv/bin/python scripts/bench_grader.py --against leetcode_test_medhard.jsonl.gz \\
+        --rollouts out/real_rollouts/NAME.statement.responses.jsonl.gz --rollout-problems out/real_rollouts/problems.jsonl.gz
+
+compares our grader with a bare fork and exec (the lower bound: nothing is contained) and with a grader in the style of
+the field (a fresh interpreter for each check), which take turns on each canonical solution of a problem file; and with
+the latter on stored rollouts, as `study_real_rollouts.py` writes them. See `_rival_graders`.
 """
 
 from __future__ import annotations
@@ -18,13 +25,18 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from _compare_graders import canonical, problems_of, rollouts
 from vgrout.env.grader import Grader
 from vgrout.env.modes import MODES, STANDARD
+from vgrout.env.problems import load_problems
 from vgrout.env.prompts import render
+from vgrout.env.rows import read_rows
 from vgrout.env.worker import Exit, Server
 from vgrout.micro.problems import micro_problems
 from vgrout.types import Problem, Prompt
@@ -106,24 +118,56 @@ def measure(
     return costs
 
 
-def main() -> None:
-    """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--grades", type=int, default=800, help="grades of each mode")
-    parser.add_argument("--modes", nargs="+", default=list(STANDARD), choices=list(MODES))
-    options = parser.parse_args()
+def by_mode(modes: list[str], grades: int) -> str:
+    """The table of costs by mode."""
     problems = micro_problems("validation")
     with Grader(problems, workers=1, cpu_limits={problem.id: 2.0 for problem in problems}) as grader:
         for problem in problems:
             grader._tests_of(problem.id)
         clocks = Clocks(grader._runners[0].start().process.pid)
-        measure(grader, clocks, problems[:8], options.modes, 30)
+        measure(grader, clocks, problems[:8], modes, 30)
         grader._cache.clear()
-        costs = measure(grader, clocks, problems, options.modes, options.grades)
+        costs = measure(grader, clocks, problems, modes, grades)
     head = "".join(f"{name:>11}" for name in ("parent ms", "server ms", "child ms", "CPU ms", "per CPU-s"))
-    print(f"{'mode':<14}{'grades':>7}{head}{'faults':>8}{'median ms':>11}")
-    for mode, cost in costs.items():
-        print(cost.row(mode))
+    table = [cost.row(mode) for mode, cost in costs.items()]
+    return "\n".join([f"{'mode':<14}{'grades':>7}{head}{'faults':>8}{'median ms':>11}", *table])
+
+
+@contextmanager
+def one_worker(problems: list[Problem]) -> Generator[tuple[Grader, Callable[[], float]]]:
+    """A grader with one worker and the clock that counts its CPU seconds, this process's own among them."""
+    with Grader(problems, workers=1) as grader:
+        grader.measure_limits()
+        clocks = Clocks(grader._runners[0].start().process.pid)
+        yield grader, lambda: sum(clocks.read()[:3]) / 1e3
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grades", type=int, default=800, help="grades of each mode")
+    parser.add_argument("--modes", nargs="+", default=list(STANDARD), choices=list(MODES))
+    parser.add_argument(
+        "--against", type=Path, help="problem file: compare with other graders on its canonical solutions"
+    )
+    parser.add_argument("--rounds", type=int, default=1, help="rounds of --against (the field's grader takes one)")
+    parser.add_argument("--no-field", action="store_true", help="leave the field's grader out of --against")
+    parser.add_argument("--rollouts", type=Path, help="compare on these stored rollouts as well")
+    parser.add_argument("--rollout-problems", type=Path, help="their problem file")
+    parser.add_argument("--limit", type=int, help="take only so many rollouts, evenly spread")
+    options = parser.parse_args()
+    if options.against is None and options.rollouts is None:
+        print(by_mode(options.modes, options.grades))
+        return
+    if options.against is not None:
+        with one_worker(list(load_problems(options.against))) as (grader, clock):
+            print(canonical(grader, clock, options.rounds, field_too=not options.no_field))
+    if options.rollouts is not None:
+        problems = {problem.id: problem for problem in load_problems(options.rollout_problems)}
+        rows = [row for _, row in read_rows(options.rollouts) if str(row["problem_id"]) in problems]
+        rows = rows[:: max(1, len(rows) // options.limit)] if options.limit else rows
+        with one_worker(problems_of(rows, problems)) as (grader, clock):
+            print(rollouts(grader, clock, rows))
 
 
 if __name__ == "__main__":

@@ -29,14 +29,14 @@ from unittest import mock
 
 from _attack_world import TOTAL, children_of
 from _gate import Gate
-from _grading import LIMIT, all_of, answer, expect_error, fence, one_answer_off, prompt, servers_of
+from _grading import LIMIT, all_of, answer, expect_error, fence, one_answer_off, problem_row, prompt, servers_of
 from vgrout.env import runner as runner_module
 from vgrout.env.grade_files import grade_files
 from vgrout.env.grader import CPU_LIMITS, Grader
 from vgrout.env.problems import builtin_problems
 from vgrout.env.prompts import render
 from vgrout.env.worker import Server
-from vgrout.types import Problem, Verdict
+from vgrout.types import Verdict
 
 gate = Gate(__doc__)
 
@@ -230,14 +230,6 @@ def _():
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def problem_row(problem: Problem) -> dict:
-    row = {
-        name: getattr(problem, name) for name in ("id", "difficulty", "setup_code", "func_name", "canonical_solution")
-    }
-    turns = [{"role": role, "content": text} for role, text in problem.messages]
-    return row | {"prompt": turns, "gt_answer": list(problem.asserts), "prompt_metadata": {"starter_code": ""}}
-
-
 @gate.invariant(
     "files of responses: rows in order, errors before grading by file, line and field, nothing half-written"
 )
@@ -255,7 +247,7 @@ def _():
         def grade(lines: list[dict], target: Path = out):
             responses.write_text("".join(json.dumps(line) + "\n" for line in lines))
             done: list[int] = []
-            return grade_files(problems, responses, target, workers=2, progress=done.append), done
+            return grade_files(problems, responses, target, workers=2, progress=lambda n, _: done.append(n)), done
 
         summary, done = grade(rows)
         back = [json.loads(line) for line in out.read_text().splitlines()]

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from vgrout.env.files import require_other_file, written_atomically
-from vgrout.env.problems import HELPERS, FieldError, parse_row, read_rows, shown
+from vgrout.env.problems import HELPERS, FieldError, parse_row
 from vgrout.env.prompts import row_turns
+from vgrout.env.rows import read_rows, shown
 from vgrout.types import UserError
 
 DIFFICULTIES = {"easy": "easy", "medium": "medium", "hard": "hard", "meidum": "medium"}

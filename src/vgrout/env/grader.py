@@ -6,14 +6,14 @@
         verdict = grader.grade(prompt, "```python\\nclass Solution: ...\\n```")
         print(verdict.reward, verdict.gt_correct, verdict.channel, verdict.label)
 
-`submit` and `collect` do the same without waiting. Each worker is a thread of this process that drives a fork-server of
+`submit` and `collect` do the same without waiting; `grade_many`, `stream` and their twins for coroutines take many at
+once (see `batches`). Each worker is a thread of this process that drives a fork-server of
 its own; expected values stay here, candidate code runs there (see `sandbox`, `oracle`, `channels`).
 """
 
 from __future__ import annotations
 
 import atexit
-import hashlib
 import math
 import queue
 import shutil
@@ -21,16 +21,21 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from vgrout.cores import usable_cores
-from vgrout.env import sandbox, selftest
+from vgrout.env import hiding, sandbox, selftest
 from vgrout.env.asserts import Tests, parse_tests
+from vgrout.env.batches import Batches, Progress, finished
+from vgrout.env.labels import extract_program
+from vgrout.env.layers import missing_layers, require_namespaces
 from vgrout.env.modes import mode_named
-from vgrout.env.runner import GRADER_VERSION, Runner
+from vgrout.env.runner import GRADER_VERSION as GRADER_VERSION
+from vgrout.env.runner import Runner
+from vgrout.env.store import VerdictStore, content_key, problem_key
 from vgrout.env.worker import InfraError
 from vgrout.types import Problem, Prompt, UserError, Verdict
 
@@ -39,14 +44,11 @@ CPU_LIMITS = (2, 4, 8, 16, 20)
 CPU_MARGIN = 8
 """A candidate gets this many times the CPU of the canonical solution."""
 CACHE_SIZE = 1 << 16
-CONTAINER = "run vGROUT in a Linux container on x86-64 (for example `docker run -it python:3.11`)"
 
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
 Job = tuple[Future[Any], Callable[[Runner], Any]]
 
 
-class Grader:
+class Grader(Batches):
     """A pool of sandboxed workers for a set of problems; a context manager."""
 
     def __init__(
@@ -57,28 +59,42 @@ class Grader:
         allow_missing: tuple[str, ...] = (),
         cpu_limits: Mapping[str, float] | None = None,
         limits: sandbox.Limits = sandbox.DEFAULT_LIMITS,
+        namespaces: bool = False,
+        store: VerdictStore | None = None,
     ):
         """`workers`: all cores by default. `cpu_limits`: seconds by problem id, as `measure_limits` returned them; what
-        is not given is measured when it is first needed. `limits`: everything but the CPU.
+        is not given is measured when it is first needed. `limits`: everything but the CPU. `namespaces`: wrap each
+        fork-server in namespaces of its own, one layer more where the machine allows it. `store`: verdicts that outlive
+        the grader, its owner closes it.
+
+        Until `close` the calling process is not dumpable: it holds expected values (see `hiding`).
 
         Raises UserError where a sandbox layer is missing that is not named in `allow_missing`, or fails its self-test.
         """
         self.problems = {problem.id: problem for problem in problems}
-        self.missing_layers = check_layers(allow_missing)
+        self.missing_layers = missing_layers(allow_missing)
+        if namespaces:
+            require_namespaces()
         self.cpu_limits = dict(cpu_limits or {})
         self.limits = limits
+        self.store = store
         self.cache_hits = 0
+        """Grades that were not needed because their content was known, here or in the store."""
         self._lock = threading.Lock()
         self._tests: dict[str, Tests] = {}
+        self._keys: dict[str, str] = {}
         self._measuring: dict[str, Future[float]] = {}
         self._cache: OrderedDict[bytes, Future[Verdict]] = OrderedDict()
         self._submitted: dict[str, Future[Verdict]] = {}
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._folder = _scratch_root()
         count = workers or usable_cores()
-        self._runners = [Runner(self._folder, landlock="landlock" not in self.missing_layers) for _ in range(count)]
+        landlock = "landlock" not in self.missing_layers
+        self._runners = [Runner(self._folder, landlock=landlock, namespaces=namespaces) for _ in range(count)]
+        self.layers = self._runners[0].layers
         self._threads: list[threading.Thread] = []
         self._closed = False
+        hiding.hide_process()
         atexit.register(self.close)
         try:
             selftest.require_containment(self._runners[0])
@@ -116,46 +132,31 @@ class Grader:
         for runner in self._runners:
             runner.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+        hiding.show_process()
 
     # ---- grading --------------------------------------------------------------------------------------------------
 
-    def submit(self, key: str, prompt: Prompt, response: str) -> None:
-        """Start grading; `collect` gives the verdict under `key`. UserError for an unknown problem, mode or a used key."""
+    def start(self, prompt: Prompt, response: str) -> Future[Verdict]:
+        """The verdict to come, shared by all who ask for the same content; UserError as `submit`."""
         if self._closed:
             raise UserError("the grader is closed; make a new one")
         if prompt.problem_id not in self.problems:
             raise UserError(f"problem {prompt.problem_id}: not among the {len(self.problems)} problems of this grader")
         mode_named(prompt.mode)
+        return self._verdict(prompt, response)
+
+    def submit(self, key: str, prompt: Prompt, response: str) -> None:
+        """Start grading; `collect` gives the verdict under `key`. UserError for an unknown problem, mode or a used key."""
         if key in self._submitted:
             raise UserError(f"grade key {key!r}: already submitted and not collected; use each key once")
-        self._submitted[key] = self._verdict(prompt, response)
+        self._submitted[key] = self.start(prompt, response)
 
     def collect(self, keys: Sequence[str]) -> list[Verdict]:
         """The verdicts of what was submitted under these keys, in their order; waits for them."""
         unknown = [key for key in keys if key not in self._submitted]
         if unknown:
             raise UserError(f"grade key {unknown[0]!r}: nothing was submitted under it")
-        try:
-            return [self._submitted.pop(key).result() for key in keys]
-        except CancelledError as error:
-            raise UserError("the grader was closed before it finished") from error
-
-    def grade(self, prompt: Prompt, response: str) -> Verdict:
-        """The verdict on one response; waits for it."""
-        return self.grade_many([(prompt, response)])[0]
-
-    def grade_many(self, items: Iterable[tuple[Prompt, str]], progress: Progress | None = None) -> list[Verdict]:
-        """The verdicts on (prompt, response) pairs, in their order; waits for them."""
-        keys = []
-        for prompt, response in items:
-            keys.append(f"grade_many/{id(keys)}/{len(keys)}")
-            self.submit(keys[-1], prompt, response)
-        verdicts = []
-        for done, key in enumerate(keys, 1):
-            verdicts += self.collect([key])
-            if progress is not None:
-                progress(done, len(keys))
-        return verdicts
+        return [finished(self._submitted.pop(key)) for key in keys]
 
     def measure_limits(
         self, problem_ids: Sequence[str] | None = None, progress: Progress | None = None
@@ -195,7 +196,6 @@ class Grader:
                 future.set_exception(error)
 
     def _verdict(self, prompt: Prompt, response: str) -> Future[Verdict]:
-        """The verdict to come, shared by all who ask for the same content."""
         content = self._content(prompt, response)
         with self._lock:
             known = self._cache.get(content)
@@ -209,12 +209,20 @@ class Grader:
                 self._cache.popitem(last=False)
         limit = self._limit(prompt.problem_id)
         # The limit was queued before, so it is known or being measured when a worker waits for it here.
-        self._jobs.put((future, lambda runner: self._grade(runner, prompt, response, limit)))
+        self._jobs.put((future, lambda runner: self._grade(runner, prompt, response, limit, content)))
         return future
 
-    def _grade(self, runner: Runner, prompt: Prompt, response: str, limit: Future[float]) -> Verdict:
+    def _grade(self, runner: Runner, prompt: Prompt, response: str, limit: Future[float], content: bytes) -> Verdict:
         limits = self.limits.with_cpu(math.ceil(limit.result()))
-        return runner.grade(prompt, response, self._tests_of(prompt.problem_id), limits, self.missing_layers)
+        key = content_key(content.hex(), repr(limits), *self.layers)
+        if self.store is not None and (known := self.store.get(key)) is not None:
+            with self._lock:
+                self.cache_hits += 1
+            return known
+        verdict = runner.grade(prompt, response, self._tests_of(prompt.problem_id), limits)
+        if self.store is not None:
+            self.store.put(key, verdict)
+        return verdict
 
     def _limit(self, problem_id: str) -> Future[float]:
         """The problem's CPU limit to come."""
@@ -228,8 +236,11 @@ class Grader:
             return self._measuring[problem_id]
 
     def _measure(self, runner: Runner, problem_id: str) -> float:
-        limits = self.limits.with_cpu(CPU_LIMITS[-1])
-        program = self.problems[problem_id].canonical_solution
+        problem = self.problems[problem_id]
+        if self.store is not None and (known := self.store.cpu_limit(problem)) is not None:
+            self.cpu_limits[problem_id] = known
+            return known
+        limits, program = self.limits.with_cpu(CPU_LIMITS[-1]), problem.canonical_solution
         try:
             result = runner.retried(lambda: runner.oracle(program, self._tests_of(problem_id), limits))
         except InfraError as error:
@@ -241,6 +252,8 @@ class Grader:
             )
         limit = float(next((c for c in CPU_LIMITS if c >= CPU_MARGIN * result.cpu_s), CPU_LIMITS[-1]))
         self.cpu_limits[problem_id] = limit
+        if self.store is not None:
+            self.store.put_cpu_limit(problem, limit)
         return limit
 
     def _tests_of(self, problem_id: str) -> Tests:
@@ -249,32 +262,11 @@ class Grader:
         return tests
 
     def _content(self, prompt: Prompt, response: str) -> bytes:
-        """What the verdict depends on. The grader's own problems and layers are fixed for its lifetime."""
-        parts = (prompt.problem_id, prompt.mode, prompt.markers, GRADER_VERSION, response)
-        digest = hashlib.sha256()
-        for part in parts:
-            data = part.encode(errors="surrogatepass")
-            digest.update(len(data).to_bytes(8) + data)
-        return digest.digest()
-
-
-def check_layers(allow_missing: tuple[str, ...]) -> tuple[str, ...]:
-    """The sandbox layers that this machine lacks and the user allows to be missing; UserError for any other."""
-    for name in allow_missing:
-        if name not in sandbox.WAIVABLE:
-            raise UserError(f"sandbox layer {name!r} cannot be waived; only {', '.join(sandbox.WAIVABLE)} can")
-    have = sandbox.available()
-    missing = tuple(layer for layer in sandbox.LAYERS if layer not in have)
-    for layer in missing:
-        if layer not in allow_missing:
-            remedy = f"{CONTAINER}, on a kernel that has it"
-            waive = (
-                f", or allow it to be missing with --sandbox-allow-missing {layer} (training: --env.sandbox-allow-missing {layer})"
-                if layer in sandbox.WAIVABLE
-                else ""
-            )
-            raise UserError(f"sandbox layer {layer!r} is missing on this machine; {remedy}{waive}")
-    return missing
+        """What the verdict depends on besides the limits and the layers."""
+        problem_id = prompt.problem_id
+        if (problem := self._keys.get(problem_id)) is None:
+            problem = self._keys[problem_id] = problem_key(self.problems[problem_id])
+        return content_key(problem, prompt.mode, prompt.markers, extract_program(response))
 
 
 def _went_wrong(future: Future[Verdict]) -> bool:

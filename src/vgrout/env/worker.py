@@ -3,6 +3,7 @@
 What a child may cost is enforced from outside as well: it is killed through its pidfd when the caller has read enough,
 when a line or its output is too long, when it fills its folder, or when the wall backstop passes. The backstop counts
 wall time minus the time that the child waited for a core (the kernel's own count), so a loaded machine changes nothing.
+A virtual machine may stand still and count that as the child's time; its watcher then wakes late (`Exit.late_s`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Literal
 
 from vgrout.env.descriptors import Descriptors
 from vgrout.env.sandbox import Limits
+from vgrout.env.scratch import folder_is_over
 from vgrout.env.server import ENDED, FAILED, MESSAGE, READY
 
 THIRD_PARTY = ("sortedcontainers",)
@@ -32,7 +34,7 @@ THIRD_PARTY = ("sortedcontainers",)
 START_S, REAP_S = 60.0, 60.0
 END_S = 1.0
 """A child that has closed its ends is dead within microseconds, or it closed them itself and can say nothing more."""
-FOLDER_CHECK_S = 0.02
+FOLDER_CHECK_S, WAKE_S = 0.02, 0.25  # how often the watcher wakes at least, with a scratch folder and without
 HASH_SEED = "1"
 """Any fixed value: the order of a set must not differ between servers."""
 _CHUNK = 1 << 18
@@ -56,12 +58,13 @@ class Exit:
     killed: Killed
     """Why the parent killed it; "" where it ended by itself."""
     stdout: bytes
+    late_s: float = 0.0  # how late the watcher woke, in all
 
 
 class Server:
     """One fork-server process. Not thread-safe: each worker thread has its own."""
 
-    def __init__(self, *, landlock: bool):
+    def __init__(self, *, landlock: bool, namespaces: bool = False):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         config = {
             "control": theirs.fileno(),
@@ -69,6 +72,7 @@ class Server:
             "modules": list(THIRD_PARTY),
             "paths": [_folder_of(name) for name in THIRD_PARTY],
             "landlock": landlock,
+            "namespaces": namespaces,
         }
         script = Path(__file__).with_name("server.py")
         try:
@@ -149,6 +153,7 @@ class _Child:
         self.pending = bytearray()
         self.printed = bytearray()
         self.killed: Killed = ""
+        self.late_s = 0.0
         self.pid, self.pidfd = 0, -1
         """Known of a child that has been running for a moment."""
         self.end: tuple[int, float] | None = None
@@ -170,7 +175,7 @@ class _Child:
         status, cpu_s = self.end
         wall = time.monotonic() - start
         self._drain_output()
-        return Exit(status, cpu_s, wall, self.killed, bytes(self.printed))
+        return Exit(status, cpu_s, wall, self.killed, bytes(self.printed), self.late_s)
 
     def _start(self, request: bytes, prelude: tuple[str, ...], stdout: bool, scratch: Path | None) -> None:
         """Open the run's descriptors and hand the child's ends over."""
@@ -203,7 +208,8 @@ class _Child:
         if kind == ENDED:
             self.end = number, cpu_s
         else:
-            self.pid, (self.pidfd,) = number, received
+            (self.pidfd,) = received
+            self.pid = _pid_here(self.pidfd) or number
 
     def _watch(self, start: float, scratch: Path | None) -> None:
         """Read what the child reports and prints until it has closed both, or has been killed."""
@@ -213,10 +219,11 @@ class _Child:
         open_ends = {self.result, self.stdout} - {-1}
         deadline = start + self.limits.wall_s
         while open_ends and not self.killed:
-            wait = deadline - time.monotonic()
-            if scratch is not None:
-                wait = min(wait, FOLDER_CHECK_S)
-            for fd, _ in poll.poll(max(0, wait) * 1000):
+            asked = time.monotonic()
+            wait = max(0.0, min(deadline - asked, WAKE_S if scratch is None else FOLDER_CHECK_S))
+            events = poll.poll(wait * 1000)
+            self.late_s += max(0.0, time.monotonic() - asked - wait)
+            for fd, _ in events:
                 data = os.read(fd, _CHUNK)
                 if not data:
                     poll.unregister(fd)
@@ -270,22 +277,15 @@ class _Child:
             return self.limits.wall_s * max(0.0, load - 1)
 
 
+def _pid_here(pidfd: int) -> int:
+    """The process' number as this process sees it: in namespaces of its own the fork-server knows another. 0 once gone."""
+    text = Path(f"/proc/self/fdinfo/{pidfd}").read_text()
+    return max(0, next((int(line[4:]) for line in text.splitlines() if line.startswith("Pid:")), 0))
+
+
 @lru_cache(maxsize=64)
 def _job_text(limits: Limits, fds: tuple[str, ...], prelude: tuple[str, ...]) -> bytes:
     return json.dumps({"limits": asdict(limits), "fds": fds, "prelude": prelude}).encode()
-
-
-def folder_is_over(folder: Path, limits: Limits) -> bool:
-    """Whether a scratch folder holds more files than allowed."""
-    with os.scandir(folder) as entries:
-        return sum(1 for _ in entries) > limits.files
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a scratch folder; it is flat, because nothing but plain files can be made in it."""
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
 
 
 def _folder_of(module: str) -> str:
