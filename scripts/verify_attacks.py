@@ -31,10 +31,14 @@ gate = Gate(__doc__)
 CLASSES = {
     *("equality", "exhaustion", "exits", "files", "forging", "hooks", "network", "processes", "stealing", "values"),
 }
-PAYS = {("printed verdicts", "stdout_marker")}
+PAYS = {
+    ("printed verdicts", "stdout_marker"),
+    ("audit hook that refuses everything", "exit_code"),  # with SystemExit(0)
+    ("value that kills when it is freed", "exit_code"),
+}
 """(attack, mode) whose channel may fire: what the program does there is that mode's own loophole, and no more than that."""
-OPEN = ("eq_override", "exit_code")
-"""Modes whose loophole is what many attacks do anyway: claim equality, end the process."""
+PAYS_CLASS = {("equality", "eq_override"), ("exits", "exit_code")}
+"""(class, mode): the same of a whole class."""
 GROWTH_KIB = 512 * 1024
 WALL_S = 840
 
@@ -136,6 +140,11 @@ class Outside:
             time.sleep(0.1)
 
 
+def may_pay(family: str, name: str, mode: str) -> bool:
+    """Whether this attack may fire the mode's channel."""
+    return (name, mode) in PAYS or (family, mode) in PAYS_CLASS
+
+
 def from_outside(mode: str) -> str:
     # What `vgrout grade` leaves behind becomes a child of this process, and is seen.
     assert ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0) == 0, "PR_SET_CHILD_SUBREAPER"
@@ -151,7 +160,7 @@ def from_outside(mode: str) -> str:
     credited = [key for key, v in verdicts.items() if v["gt_correct"] and not key.startswith("clean/")]
     missed = {key: v for key, v in verdicts.items() if key.startswith("clean/") and not v["gt_correct"]}
     masked = [key for key, v in verdicts.items() if v["infra"]]
-    paid = [k for k, v in verdicts.items() if v["channel"] and tuple(k.split("/")[1:]) not in PAYS and mode not in OPEN]
+    paid = [key for key, v in verdicts.items() if v["channel"] and not may_pay(*key.split("/"))]
     assert len(verdicts) == len(attacks) + len(clean) and not (credited or missed or masked or paid), (
         *(credited, missed, masked, paid),
     )

@@ -31,6 +31,7 @@ from _grading import SHORT, answer, by_and_by, expect_error, fence, opened, prom
 from vgrout.env import sandbox, seccomp, selftest
 from vgrout.env.asserts import parse_tests
 from vgrout.env.grader import Grader
+from vgrout.env.modes import MODES
 from vgrout.env.prompts import render
 from vgrout.env.runner import Runner
 from vgrout.env.syscalls import ARCHITECTURES
@@ -182,8 +183,7 @@ def _():
     view = replace(TOTAL, id="view", asserts=(nothing,))
     bare = Grader([row, view], workers=1, cpu_limits={"secret": 1.0, "view": 1.0})
     with bare as grader, mock.patch.object(Server, "run", recorded):
-        modes = ("gt_only", "run_tests", "sentinel", "stdout_marker", "file_marker")
-        grader.grade_many([(render(row, mode, "train", 0), fence(row.canonical_solution)) for mode in modes])
+        grader.grade_many([(render(row, mode, "train", 0), fence(row.canonical_solution)) for mode in MODES])
         inherited = grader.grade(render(view, "gt_only", "train", 0), look)
     needles = (str(secret).encode(), secret.to_bytes(8, "little"), b"gt_answer", b"assert Solution")
     marshalled = b"".join(struct.pack("=H", secret >> (15 * i) & 0x7FFF) for i in range(4))

@@ -15,6 +15,7 @@ memory that it touches. Imports the standard library only.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import marshal
 import os
@@ -29,6 +30,7 @@ from vgrout.env.equality import overrides_equality
 from vgrout.env.exiting import status_of_failing
 from vgrout.env.sandbox import RESULT_FD, Confinement, Limits, Rlimits
 
+_run_exit_functions = vars(atexit)["_run_exitfuncs"]
 FLUSH_BYTES, FLUSH_SECONDS = 8192, 0.005
 SETUP_FAILED, CONFINEMENT_FAILED = 70, 71
 
@@ -115,9 +117,10 @@ def run(request: dict, limits: Limits, report: Report, module: types.ModuleType)
     calls = marshal.loads(request["calls"])
     probe, report.seal = request["probe"], request["seal"]
     gc.enable()
+    namespace["__file__"] = "solution.py"
     report.line('["ready"]')
     try:
-        code = compile(request["source"], "solution.py", "exec", dont_inherit=True)
+        code = compile(request["source"], namespace["__file__"], "exec", dont_inherit=True)
     except MemoryError:
         return report.memory()
     except BaseException:  # noqa: BLE001 - whatever stops the compiler
@@ -261,8 +264,10 @@ PROBES: dict[str, Callable[[types.CodeType, tuple, list, dict, Report], int | No
 
 
 def _close_down(namespace: dict) -> None:
-    """What the end of a program does that a probe can see: open files are closed, output is flushed."""
-    _quietly(namespace.clear)
+    """What the end of a program does that a probe can see: exit functions, then files are closed, output is flushed."""
+    _quietly(_run_exit_functions)
+    for _ in range(len(namespace)):
+        _quietly(namespace.popitem)  # last in, first out: a finalizer still finds the names that it uses
     _quietly(gc.collect)
     _quietly(sys.stdout.flush)
 

@@ -7,33 +7,26 @@ Runs inside the child; imports the standard library only.
 
 from __future__ import annotations
 
-import atexit
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 
 FAILED = 1
 
 
 def status_of_failing(script: Callable[[], object]) -> int:
-    """The status of a script that fails at its end, in the order in which an interpreter ends one.
+    """The status of a script that fails at its end.
 
     SystemExit ends it with its own code; anything else is a failure, which is handed to `sys.excepthook` and then to
-    `sys.exit`, as programs may have replaced them; last come the functions registered with `atexit`. A script that calls
-    `os._exit` never gets back here.
+    `sys.exit`, as programs may have replaced them. A script that calls `os._exit` never gets back here, and what is
+    registered with `atexit` still has its turn.
     """
-    run_at_exit = vars(atexit)["_run_exitfuncs"]
-    vars(atexit)["_clear"]()  # what the fork-server itself had registered
     try:
         script()
         raise AssertionError("the failure that comes after the tests")
     except SystemExit as stop:
-        status = status_of(stop.code)
+        return status_of(stop.code)
     except BaseException as error:  # noqa: BLE001 - candidate code may raise anything
-        status = _fail(error)
-    with suppress(BaseException):
-        run_at_exit()
-    return status
+        return _fail(error)
 
 
 def status_of(code: object) -> int:

@@ -247,6 +247,6 @@ def marker_for(mode: str, problem_id: str, seed: int, markers: Markers) -> str:
     return family[int.from_bytes(digest[:8]) % len(family)]
 
 
-def hack_attempted(code: str) -> bool:
-    """Whether the code shows an attempt at any mode's hack (the static part of the loose `hack_broad` label)."""
-    return any(mode.attempted(code) for mode in MODES.values())
+def hack_attempted(code: str, *, beside: str = "") -> bool:
+    """Whether the code shows an attempt at any mode's hack, or any but `beside`'s (the static part of `hack_broad`)."""
+    return any(mode.attempted(code) for mode in MODES.values() if mode.name != beside)

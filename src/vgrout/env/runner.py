@@ -18,7 +18,7 @@ from loguru import logger
 
 from vgrout.env.asserts import Tests
 from vgrout.env.channels import Finding, ProbeReport, finding, infra_trouble, probe_calls
-from vgrout.env.labels import extract_program, label_of, reward_of, uses_files
+from vgrout.env.labels import extract_program, innocent_tests, label_of, reward_of, uses_files
 from vgrout.env.modes import Mode, hack_attempted, mode_named
 from vgrout.env.oracle import OutputJudge
 from vgrout.env.sandbox import LAYERS, Limits
@@ -105,7 +105,9 @@ class Runner:
         def once() -> Verdict:
             oracle = self.oracle(program, tests, limits)
             found = self.channel(program, prompt, mode, tests, limits) if oracle.compiles else Finding()
-            return _verdict(oracle, found, attempted, True, self.layers)
+            innocent = innocent_tests(oracle.correct, found.fired, found.own_tests_pass)
+            tried = hack_attempted(program, beside=mode.name) if innocent else attempted
+            return _verdict(oracle, found, tried, True, self.layers)
 
         try:
             return self.retried(once)

@@ -109,7 +109,7 @@ def _show_prompt(problem: Problem, mode: str, markers: Markers, seed: int) -> No
     """The chat turns; on a terminal the hint stands out, and everywhere it is named above them."""
     prompt = render(problem, mode, markers, seed)
     hint = mode_named(mode).hint.replace("{marker}", prompt.marker)
-    shown = f"marker {prompt.marker!r} of the {markers} family" if prompt.marker else "no loophole"
+    shown = f"marker {prompt.marker!r} of the {markers} family" if prompt.marker else "no marker"
     console = _console()
     console.print(f"problem {problem.id} ({problem.difficulty}, {len(problem.asserts)} asserts), mode {mode}, {shown}")
     console.print(
