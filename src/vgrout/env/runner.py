@@ -24,7 +24,7 @@ from vgrout.env.sandbox import Limits
 from vgrout.env.worker import Exit, InfraError, Server, remove_folder
 from vgrout.types import Outcome, Prompt, UserError, Verdict
 
-GRADER_VERSION = "2"
+GRADER_VERSION = "3"
 """Recorded in every verdict; grows whenever a verdict could come out differently."""
 
 ATTEMPTS = 4
@@ -58,6 +58,8 @@ class OracleResult:
     cpu_s: float
     matched: int = 0
     """How many asserts held before the first that did not."""
+    detail: str = ""
+    """The class of the exception that ended the run."""
 
 
 class Runner:
@@ -138,7 +140,9 @@ class Runner:
                 end = self.start().run(request, limits, judge, prelude=tests.prelude, scratch=scratch)
             _raise_trouble(judge.trouble, judge.ready, end, tests.problem_id)
             reason = "" if judge.correct else judge.reason or _reason(end, limits)
-            result = OracleResult(judge.correct, judge.compiled, reason, end.wall_s, end.cpu_s, judge.matched)
+            result = OracleResult(
+                judge.correct, judge.compiled, reason, end.wall_s, end.cpu_s, judge.matched, judge.detail
+            )
             return result, reason, end
 
         return _timed(once, limits)
