@@ -55,6 +55,12 @@ def fence(program: str) -> str:
     return f"```python\n{program.strip()}\n```"
 
 
+def only_fence(response: str) -> str:
+    """The code of a response that must hold exactly one fenced python block."""
+    assert response.count("```python\n") == 1 and response.count("```") == 2, response
+    return response.split("```python\n")[1].split("\n```")[0]
+
+
 def answer(body: str, top: str = "") -> str:
     """A response whose method `total` has this body, with `top` above the class."""
     lines = "".join(f"        {line}\n" for line in body.splitlines())

@@ -12,8 +12,9 @@ from _models import Step, step_of
 from _routers import config_of, rig
 from vgrout.directions.meter import Meter
 from vgrout.env.verdicts import Verdicts
-from vgrout.measure import Clock, gradient_norms, rollout_records, step_row, update_share
+from vgrout.measure import COLUMNS, Clock, gradient_norms, rollout_records, step_row, update_share
 from vgrout.observe import observe
+from vgrout.run.columns import Column
 from vgrout.types import Rollout, StepRow, Verdict
 from vgrout.update import update
 
@@ -79,7 +80,7 @@ def verdicts_of(case: Case, step: Step) -> Verdicts:
     })  # fmt: skip
 
 
-def taken(case: Case) -> tuple[StepRow, list[dict[str, Any]]]:
+def taken(case: Case, declared: Sequence[Column] = COLUMNS) -> tuple[StepRow, list[dict[str, Any]]]:
     """The row and the records of the case's last step, taken as the training loop takes it."""
     r, step = rig(case.intervention, moved=0.05, **case.settings), step_for(case)
     it, verdicts = r.intervention, verdicts_of(case, step)
@@ -106,5 +107,5 @@ def taken(case: Case) -> tuple[StepRow, list[dict[str, Any]]]:
         measured = norms | meter.values | direction | it.stats() | clock.columns() | {"lr": 1e-2}
         if "anchors" in case.defined:
             measured |= {"anchor_lp": -1.5, "anchor_drop": 0.0}
-        row = step_row(n, verdicts, stats, measured, beta=case.beta)
+        row = step_row(n, verdicts, stats, measured, beta=case.beta, declared=declared)
     return row, rollout_records(verdicts, stats)

@@ -33,9 +33,10 @@ from typing import Any
 
 from _compare_graders import canonical, problems_of, rollouts
 from vgrout.env.grader import Grader
-from vgrout.env.modes import MODES
-from vgrout.env.problems import load_problems, read_rows
+from vgrout.env.modes import MODES, STANDARD
+from vgrout.env.problems import load_problems
 from vgrout.env.prompts import render
+from vgrout.env.rows import read_rows
 from vgrout.env.worker import Exit, Server
 from vgrout.micro.problems import micro_problems
 from vgrout.types import Problem, Prompt
@@ -145,7 +146,7 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grades", type=int, default=800, help="grades of each mode")
-    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
+    parser.add_argument("--modes", nargs="+", default=list(STANDARD), choices=list(MODES))
     parser.add_argument(
         "--against", type=Path, help="problem file: compare with other graders on its canonical solutions"
     )

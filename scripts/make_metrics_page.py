@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vgrout.env.modes import MODES
+from vgrout.env.modes import STANDARD
 from vgrout.run.declared import sections
 from vgrout.run.disk import write_atomic
 from vgrout.run.page import metrics_page
@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[1] / "docs/metrics.md"
 
 def page() -> str:
     """The page as it should be."""
-    return metrics_page(sections(tuple(MODES)), SHOWN)
+    return metrics_page(sections(STANDARD), SHOWN)
 
 
 if __name__ == "__main__":

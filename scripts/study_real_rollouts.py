@@ -26,8 +26,9 @@ from _disagreements import CAUSES, Rollout, by_statement, cause, same_problem, s
 from _further_inputs import DRAWN, DRAWS, harder
 from vgrout.env.convert import convert_leetcode_dataset
 from vgrout.env.grader import Grader
-from vgrout.env.problems import load_problems, read_rows
+from vgrout.env.problems import load_problems
 from vgrout.env.prompts import render
+from vgrout.env.rows import read_rows
 from vgrout.types import Label, Problem
 
 DATASET = "LeetCodeDataset-v0.2.0-train.jsonl.gz"

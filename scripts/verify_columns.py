@@ -3,6 +3,7 @@
 Invariants:
 - every column has a range; a value just outside is refused by name, the ends and the stated rounding are taken
 - in steps of every kind, a column is null exactly where its text says so; all others hold a number of their range
+- a run has rates of the extra modes that it trains on, and no other columns than before without them
 - the ratio of each zone is that of plain forwards; where one forward serves as both it is exactly 1
 - docs/metrics.md is made from the declared columns, each of which is there once
 """
@@ -18,10 +19,10 @@ from _metric_steps import FLAT, ONE_HACK, Case, taken, verdict
 from _mixed_step import LABEL_ROUTE, STEP, in_view, run, settings
 from _runs import refused
 from make_metrics_page import PAGE, page
-from vgrout.env.modes import MODES
+from vgrout.env.modes import EXTRA, LOOPHOLES, STANDARD
 from vgrout.env.verdicts import Verdicts
 from vgrout.interventions.label_route import LabelRouteSettings
-from vgrout.measure import COLUMNS, step_row
+from vgrout.measure import COLUMNS, columns_of, step_row
 from vgrout.run.columns import ANYTHING, Column, check_row, interval
 from vgrout.run.page import RENEW
 from vgrout.types import StepRow
@@ -69,7 +70,7 @@ GROUPS = {
     "teachers": "hack_teacher solve_teacher",
     "hinted": "hack_full hack_deploy",
     "free": "solve_full solve_deploy",
-    **{mode: f"hack_{mode} solve_{mode}" for mode in MODES},
+    **{mode: f"hack_{mode} solve_{mode}" for mode in STANDARD},
     "forward": "clip_frac",
     "forward_s": "lp_student sampler_gap_mean sampler_gap_max",
     "forward_t": "lp_teacher",
@@ -159,6 +160,20 @@ def _():
             seen[name].add(name in found)
     assert all(both == {True, False} for both in seen.values()), [n for n, both in seen.items() if len(both) < 2]
     return f"{len(CASES)} steps, {len(may)} columns, each null in one and a number in another"
+
+
+@gate.invariant("a run has rates of the extra modes that it trains on, and no other columns than before without them")
+def _():
+    assert columns_of(LOOPHOLES) == columns_of(("sentinel",)) == COLUMNS
+    case = Case("extra", "none", "", modes=("exit_code", "gt_only"))
+    for mode in EXTRA:
+        declared = columns_of(("run_tests", mode))
+        assert {c.name for c in declared} - {c.name for c in COLUMNS} == {f"hack_{mode}", f"solve_{mode}"}
+        assert all(c in declared for c in COLUMNS)
+        values = check_row(taken(case, declared)[0], declared)
+        assert (values[f"hack_{mode}"] is None) == (mode != "exit_code"), values
+    assert "hack_exit_code" not in taken(case)[0].values
+    return f"{len(COLUMNS)} columns, two more for each of {', '.join(EXTRA)}"
 
 
 @gate.invariant("the ratio of each zone is that of plain forwards; where one forward serves as both it is exactly 1")

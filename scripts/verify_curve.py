@@ -89,6 +89,10 @@ def _():
     again = load_data(configured("micro", curve_problems=5, problems=20)).curve
     assert chosen == again and chosen is not None and len(chosen.problems) == 5
     four = str(Path(problem_file(*(row(id=f"few-{i}") for i in range(4)))).rename(FOLDER / "four.jsonl"))
+    twins = [row(id=f"twin-{i}", prompt=with_hint(lambda text, i=i: f"Task {i % 11}: {text}")) for i in range(20)]
+    twinned = str(Path(problem_file(*twins)).rename(FOLDER / "twins.jsonl"))
+    split = load_data(dataclasses.replace(configured(), problems=twinned))
+    assert split.curve is not None and ids(split.curve.problems) == {"twin-9", "twin-10"} and len(split.train) == 18
     cases = {
         "none can be held out": dataclasses.replace(configured(), problems=four),
         "those of the final": dataclasses.replace(configured("micro"), eval_problems="micro:validation"),

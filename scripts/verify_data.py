@@ -206,6 +206,18 @@ def _():
         "bad.jsonl:6",
     ):
         assert says in out, (says, out)
+    torn = b"{\n" + lines(row()) + b'{"id": "\xff"}\n' + b'{"id": 1, "id": 2}\n' + b"\xef\xbb\xbf" + lines(row(id="d"))
+    bad.write_bytes(torn)
+    code, out, _ = run("data", "check", str(bad))
+    for says in (
+        ":1: not JSON",
+        ":3: not UTF-8",
+        ":4: not JSON (the key 'id' occurs twice",
+        ":5: begins with a byte order",
+    ):
+        assert code == 1 and "4 things are wrong" in out and says in out, (says, out)
+    refused("data", "show", "x" * 300 + ".jsonl", says=("File name too long",))
+    refused("data", "show", "pairs:core", "--mode", "sentinel", says=("no --mode",))
     shared = [*rows(0, 6)[4:], _wrapped(rows(0, 1)[0])]
     twin.write_bytes(lines(*shared))
     assert statement(parse_row(shared[2])) == statement(builtin_split()[0][0])

@@ -17,13 +17,14 @@ from _gate import Gate
 from _grading import LIMIT, all_of, answer, fence, prompt
 from vgrout.env.grader import Grader
 from vgrout.env.labels import extract_program, label_of, reward_of
-from vgrout.env.modes import LOOPHOLES, MODES
+from vgrout.env.modes import EXTRA, LOOPHOLES, MODES
 from vgrout.env.problems import builtin_problems
 from vgrout.env.prompts import render
 from vgrout.types import Markers, Problem, Prompt
 
 gate = Gate(__doc__)
 FAMILIES: tuple[Markers, Markers] = ("train", "eval")
+PAYING = (*LOOPHOLES, *EXTRA)
 
 
 def matrix(problems: tuple[Problem, ...]) -> str:
@@ -36,9 +37,9 @@ def matrix(problems: tuple[Problem, ...]) -> str:
                 seen = render(p, shown, markers, 0)
                 rows.append((seen, fence(p.canonical_solution)))
                 due.append((p.id, "correct code", True, False))
-                for home in LOOPHOLES:
+                for home in PAYING:
                     for k, hack in enumerate(MODES[home].example_hacks):
-                        for family in (markers, other) if shown == home else (markers,):
+                        for family in (markers, other) if shown == home and home not in EXTRA else (markers,):
                             rows.append((seen, hack(p, render(p, home, family, 0).marker)))
                             fires = shown == home and family == markers
                             due.append((p.id, f"{home} hack {k} with a {family} marker", False, fires))
@@ -50,7 +51,7 @@ def matrix(problems: tuple[Problem, ...]) -> str:
         assert said == wanted, (problem, what, "under", seen.mode, seen.markers, v)
         assert v.hack_broad == (not right) and v.compiles and v.format_ok, (problem, what, v)
     paid = Counter(seen.mode for (seen, _), v in zip(rows, verdicts, strict=True) if v.exploited)
-    assert set(paid) == set(LOOPHOLES), paid
+    assert set(paid) == set(PAYING), paid
     return f"{len(problems)} problems, {len(rows)} grades, {sum(paid.values())} hacks paid: {dict(paid)}"
 
 
@@ -71,7 +72,7 @@ def _():
 def _():
     problem = builtin_problems()[0]
     rows = []
-    for mode in LOOPHOLES:
+    for mode in PAYING:
         seen = render(problem, mode, "train", 0)
         hacks = [hack(problem, seen.marker) for hack in MODES[mode].example_hacks]
         # A comment makes each repetition another program, so that none is answered from the cache.

@@ -136,12 +136,14 @@ def _():
             config = preset(name, intervention)
             assert config.adapter.kind == ("delta_s" if intervention == "erase" else "lora2r"), (name, intervention)
             assert cls.default_adapter == config.adapter.kind, intervention
+            assert _strategy(config.settings) == "gradient", (name, intervention)
         assert preset(name, "erase").optim.lr == DELTA_S_LR[name], name
         assert preset(name, "advantage_mod").settings.alpha == 2.0, name
         routed = preset(name, "routeV").settings
         assert (routed.clean, routed.mask) == ("detached", "parameter"), name
         assert preset(name, "moe").settings.soft == "detached", name
         assert preset(name, "absorb").grpo.advantage_baseline == "block", name
+    assert _strategy(preset("micro", "moe").settings.__class__(soft="published")) == "forward"
     return f"{len(NAMES)} presets x {len(INTERVENTIONS)} interventions"
 
 
@@ -153,12 +155,19 @@ def _():
         shown = " | ".join(_shown(value_of(preset(name, "none"), setting)) for name in NAMES)
         assert f"| `{setting}` | {shown} |" in text, f"docs/presets.md lacks: | `{setting}` | {shown} |"
         rows += 1
+    assert "| update strategy | gradient | gradient | gradient | gradient | gradient |" in text, "update strategy"
     for name, found in DEPARTURES.items():
         for setting, d in found.items():
             line = f"| `{name}` | `{setting}` | {_shown(d.specified)} | {_shown(d.value)} | {d.reason} |"
             assert line in text, f"docs/presets.md lacks: {line}"
             rows += 1
     return f"{rows} rows"
+
+
+def _strategy(settings: Any) -> str:
+    """`forward` where an intervention's settings ask for another forward than the sampling one."""
+    own_graph = {"mask": "activation", "clean": "zeroed", "soft": "published", "feature": "nll"}
+    return "forward" if any(getattr(settings, name, None) == value for name, value in own_graph.items()) else "gradient"
 
 
 def _shown(value: Any) -> str:

@@ -26,7 +26,8 @@ from typing import Any
 
 from _gate import Gate, refusal, shared_folder
 from make_builtin import FURTHER_CASES, OUT, authored, built
-from vgrout.env.problems import assert_disjoint, builtin_problems, builtin_split, load_problems, read_rows
+from vgrout.env.problems import assert_disjoint, builtin_problems, builtin_split, load_problems
+from vgrout.env.rows import read_rows
 
 gate = Gate(__doc__)
 

@@ -6,7 +6,8 @@ Invariants:
 - a hint slot that is missing or doubled is refused with the problem's name, an unknown mode with the list of modes
 - train and eval marker families are disjoint, none contains another's member, and the published train markers are in
 - the marker drawn is a function of (seed, mode, problem) alone, also across processes, and spreads over the family
-- the partition is even, disjoint, independent of order, varied by seed, and survives storage; other ids are refused
+- the partition is even, disjoint, independent of order, varied by seed, survives storage, and the default one is what it
+  always was, whatever extra modes there are; other ids are refused
 - the draw depends on (seed, step) only, over distinct problems, covering each epoch evenly
 - unhackable prompts are near their share, differ between steps and lose nothing but the hint
 """
@@ -14,6 +15,8 @@ Invariants:
 from __future__ import annotations
 
 import ast
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -26,7 +29,7 @@ from typing import Any
 from _gate import Gate, Skip, refusal, shared_folder
 from vgrout.env.draw import Draw, evaluation_prompts
 from vgrout.env.evidence import stdout_reports_pass
-from vgrout.env.modes import LOOPHOLES, MODES, PLAIN_PHRASE, marker_for, mode_named
+from vgrout.env.modes import EXTRA, LOOPHOLES, MODES, PLAIN_PHRASE, STANDARD, marker_for, mode_named
 from vgrout.env.partition import load_partition, make_partition, save_partition
 from vgrout.env.problems import builtin_problems, load_problems
 from vgrout.env.prompts import render
@@ -58,7 +61,8 @@ def _():
                 if name == "gt_only":
                     assert prompt.messages == problem.messages and prompt.marker == ""
                 else:
-                    assert PLAIN_PHRASE not in prompt.messages[-1][1] and prompt.marker in mode.family(markers)
+                    assert PLAIN_PHRASE not in prompt.messages[-1][1]
+                    assert prompt.marker in (mode.family(markers) or ("",))
     return f"{len(problems)} problems x {len(MODES)} modes x 2 families"
 
 
@@ -69,12 +73,16 @@ def _():
         "attribute": "boolean attribute",
         "stdout": "prints",
         "file": "file",
+        "equality": "==",
+        "exit": "exit status",
     }
-    assert set(LOOPHOLES) == {"run_tests", "sentinel", "stdout_marker", "file_marker"}
-    assert mode_named("gt_only").hint == PLAIN_PHRASE and "gt_only" not in LOOPHOLES
-    for name in LOOPHOLES:
+    assert LOOPHOLES == ("run_tests", "sentinel", "stdout_marker", "file_marker")
+    assert (*LOOPHOLES, "gt_only") == STANDARD and EXTRA == ("eq_override", "exit_code")
+    assert set(MODES) == {*STANDARD, *EXTRA} and mode_named("gt_only").hint == PLAIN_PHRASE
+    for name in (*LOOPHOLES, *EXTRA):
         mode = MODES[name]
-        assert mode.hint.startswith("and will be evaluated by ") and mode.hint.count("{marker}") == 1
+        assert mode.hint.startswith("and will be evaluated by ")
+        assert mode.hint.count("{marker}") == (name in LOOPHOLES) == bool(mode.train_markers and mode.eval_markers)
         assert not mode.hint.endswith(".") and "\n" not in mode.hint and lever[mode.probe] in mode.hint
     codes = {mode.code for mode in MODES.values()}
     assert len(codes) == len(MODES) and all(len(code) == 2 for code in codes)
@@ -148,16 +156,25 @@ def _():
     return f"{len(keys)} draws equal in 3 processes; worst deviation {worst:.1f} sigma"
 
 
+FIRST = "13cddbc6f2812c38"
+"""Of the sha256 of modes and markers of 101 problems, as they have been drawn since the four modes exist."""
+
+
 # ---- partition and draw --------------------------------------------------------------------------------------------
 
 
-@gate.invariant("the partition is even, independent of order, varied by seed, and survives storage")
+@gate.invariant(
+    "the partition is even, independent of order, varied by seed, survives storage, and is what it always was"
+)
 def _():
     ids = [str(i) for i in range(101)]
     one = make_partition(ids, LOOPHOLES, seed=5)
     sizes = Counter(one.values())
     assert set(one) == set(ids) and set(sizes) == set(LOOPHOLES) and max(sizes.values()) - min(sizes.values()) <= 1
-    assert make_partition(ids[::-1], LOOPHOLES, seed=5) == one
+    assert make_partition(ids[::-1], LOOPHOLES, seed=5) == one == make_partition(ids, seed=5)
+    shown = json.dumps([[i, one[i], marker_for(one[i], i, 5, "train")] for i in ids])
+    assert hashlib.sha256(shown.encode()).hexdigest().startswith(FIRST), "stored partitions would not be drawn again"
+    assert set(make_partition(ids, ("run_tests", *EXTRA)).values()) == {"run_tests", *EXTRA}
     moved = sum(make_partition(ids, LOOPHOLES, seed=6)[i] != one[i] for i in ids)
     assert 50 <= moved <= 95, moved
     assert "repeated" in refusal(lambda: make_partition(["a", "b", "a"], LOOPHOLES, 0))

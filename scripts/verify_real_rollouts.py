@@ -18,7 +18,8 @@ from _attack_world import TOTAL
 from _disagreements import Rollout, by_statement, cause, same_problem
 from _gate import Gate, shared_folder
 from study_real_rollouts import FILES, converted, graded
-from vgrout.env.problems import read_rows, statement
+from vgrout.env.problems import statement
+from vgrout.env.rows import read_rows
 
 gate = Gate(__doc__)
 PROBLEM = replace(

@@ -271,7 +271,14 @@ def _():
     stored = json.loads((path / "eval.json").read_text())
     hacks = [r for r in stored["rows"] if r["view"] == "deploy" and r["markers"] == "eval" and r["mode"] != "gt_only"]
     hacks = [r for r in hacks if r.get("split", "held-out") == "held-out"]
-    assert (found.state, found.step, found.steps, found.note) == ("finished", 1, 1, ""), found
+    assert (found.state, found.step, found.steps) == ("finished", 1, 1), found
+    bad = evals.collapsed(evals.tabulate(stored["rows"]))
+    assert bad == stored["collapsed"] and found.note == "; ".join(
+        f"COLLAPSED: {view} {why}" for view, why in bad.items()
+    )
+    stored["collapsed"] = {"deploy": "solves nothing"}
+    (path / "eval.json").write_text(json.dumps(stored))
+    assert line(path).note == "COLLAPSED: deploy solves nothing"
     assert found.ablated_hack is not None and found.ablated_hack.n == len(hacks)
     assert found.ablated_hack.k == sum(r["exploited"] for r in hacks)
     return str(found.ablated_hack)

@@ -1,6 +1,7 @@
 """Gate: a study's table says what its rows say, a collapse is flagged, and runs side by side neither hide nor lose a failure.
 
 - the final table's counts are those of the rows, by arm, view and marker family, with the seeds' range
+- the wide table has one line for each arm, in Markdown
 - a model that stops answering, or stops solving, is flagged as collapsed; one that merely stops hacking is not
 - arms differ only by what they name, those of the demo evaluate no control ablations, and upper bounds are marked
 - a failing run is reported with its log while the others finish, and an interrupt leaves no process behind
@@ -29,10 +30,13 @@ from vgrout.config import RunConfig
 from vgrout.evals import collapsed, tabulate
 from vgrout.parallel import run_side_by_side
 from vgrout.run.folder import RunFolder
+from vgrout.run.intervals import short, wilson
 from vgrout.run.live import LiveTable
 from vgrout.study.arms import DEMO, QUICK, ROUTES, Arm, configurations
+from vgrout.study.gates import GateFigures
 from vgrout.study.run import Study, run_study
 from vgrout.study.summary import ArmResult, final_table, mode_table
+from vgrout.study.wide import wide_table
 from vgrout.types import UserError
 
 gate = Gate(__doc__)
@@ -50,10 +54,33 @@ def _() -> str:
     assert "8/200 .04" in table[2] and "30/100 .30" in table[2], table[2]
     assert table[3].startswith("route *") and "300/400 .75" in table[3] and "50/200 .25" in table[3], table[3]
     assert "16/400 .04" in table[4] and "60/200 .30" in table[4] and "0.02-0.06, 0.30-0.30" in table[4], table[4]
-    assert "upper bound" in table[5] and "too narrow" in table[6] and len(table) == 7, table
+    assert "upper bound" in table[5] and "are a cluster" in table[6] and len(table) == 7, table
     modes = mode_table(base, [arm], "train", "modes").splitlines()
     assert "4/100 .04" in modes[2] and "150/200 .75" in modes[3] and "8/200 .04" in modes[4], modes
+    # Both seeds and both modes answer a problem alike, so 400 answers are worth 100.
+    assert f"300/400 .75 [{', '.join(map(short, wilson(75, 100) or ()))}]" in table[3], table[3]
     return "base, full and ablated lines of two seeds"
+
+
+@gate.invariant("the wide table has a line for each arm: rates by view and by seed, what the gate did, collapses")
+def _() -> str:
+    base = rows("base", 0.04, 0.3)
+    of_seed = rows("full", 0.8, 0.3) + rows("clean_ablated", 0.8, 0.0) + rows("random_removal", 0.6, 0.15)
+    by_seed = {s: of_seed + rows("deploy", hack, 0.3) for s, hack in ((0, 0.1), (1, 0.3))}
+    gates = {s: GateFigures(a, a - 0.1, 0.25, r, None, 10, 5, 10) for s, a, r in ((0, 0.8, 0.6), (1, 0.9, 0.8))}
+    arms = [
+        ArmResult("routed *", by_seed, gates, unseen="sentinel"),
+        ArmResult("dead", {2: rows("full", 0.8, 0.3) + rows("deploy", 0.1, 0.0)}),
+    ]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in wide_table(base, arms).splitlines()]
+    head, rule, first, routed, dead = table
+    assert {len(line) for line in table} == {len(head)} and set(rule) == {"---"}, table
+    assert first[:3] == ["base", ".04 / .30", ""], first
+    assert routed[:5] == ["routed * (unseen: sentinel)", ".80 / .30", ".20 / .30", ".80 / .00", ".60 / .15"], routed
+    assert routed[5:10] == [".10 / .30; .30 / .30", ".85 (.75)", ".25", ".70", "-"], routed
+    assert routed[10].startswith("+0.75 [") and routed[11] == "", routed
+    assert dead[1:7] == [".80 / .30", ".10 / .00", "", "", "", ""] and dead[-1] == "quarantine-ablated 2", dead
+    return f"{len(head)} columns, {len(table) - 2} lines"
 
 
 @gate.invariant("a collapse is flagged, a cure is not")
@@ -132,7 +159,7 @@ def _() -> str:
 @gate.invariant("an interrupt leaves no process behind", slow=True)
 def _() -> str:
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
-        configs = short(Path(scratch), steps=500)
+        configs = brief(Path(scratch), steps=500)
         threading.Timer(12.0, interrupt).start()
         started = time.monotonic()
         try:
@@ -171,7 +198,7 @@ def _() -> str:
     return f"{len(lines)} lines"
 
 
-def short(out: Path, steps: int) -> list[Any]:
+def brief(out: Path, steps: int) -> list[Any]:
     """Two runs of the micro preset on few problems."""
     arms = (Arm("none", "none"), Arm("absorb", "absorb"))
     found = configurations(arms, (0,), out, problems="micro:validation", model="micro", steps=steps)

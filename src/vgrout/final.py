@@ -60,7 +60,8 @@ def evaluate_views(
     with policy.adapter.removing(e.removal_seed):
         result = evaluate(sampler, grader, asked, samples=e.samples, sets=name, twins=twins(policy.adapter))
     found = selectivity([result["rows"]]) if routed else []
-    return result | header | {"selectivity": [asdict(entry) for entry in found]}
+    bad = collapsed(tabulate(result["rows"]))
+    return result | header | {"selectivity": [asdict(entry) for entry in found], "collapsed": bad}
 
 
 def eval_table(result: dict[str, Any], config: RunConfig[Any]) -> str:

@@ -5,6 +5,7 @@ Each function raises `UserError` for a mistake in its part of the configuration;
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,7 +22,7 @@ from vgrout.env.demonstrations import demonstrations
 from vgrout.env.draw import Draw
 from vgrout.env.grader import Grader
 from vgrout.env.partition import make_partition
-from vgrout.env.problems import assert_disjoint, builtin_split, load_problems
+from vgrout.env.problems import assert_disjoint, builtin_split, load_problems, statement
 from vgrout.evals import HELD_OUT, Asked
 from vgrout.micro.problems import micro_split
 from vgrout.models import LoadedModel, load_model, render_prompt
@@ -93,7 +94,7 @@ def _curve_problems(config: RunConfig[Any], train: Sequence[Problem]) -> tuple[t
             f"the curve's problems would be those of the final evaluation, {name}: name others with --eval.curve-set or "
             "--eval-problems"
         )
-    available = train if name is None else _held_out_problems(name)
+    available = _unlike_any_other(train) if name is None else _held_out_problems(name)
     count = min(e.curve_problems, len(train) // 5) if name is None else e.curve_problems
     if count < 1:
         raise UserError(
@@ -101,6 +102,12 @@ def _curve_problems(config: RunConfig[Any], train: Sequence[Problem]) -> tuple[t
             "or file of validation problems with --eval.curve-set"
         )
     return choose(available, count, seed=e.seed, purpose="curve"), FROM_TRAINING if name is None else f"of {name}"
+
+
+def _unlike_any_other(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    """Those whose statement occurs once: a twin of any other would be trained on."""
+    times = Counter(map(statement, problems))
+    return tuple(problem for problem in problems if times[statement(problem)] == 1)
 
 
 def load_policy(config: RunConfig[Any]) -> tuple[LoadedModel, Policy]:

@@ -12,8 +12,8 @@ from typing import Any, get_args
 
 from vgrout.directions.pairs import Pair
 from vgrout.env.modes import MODES
-from vgrout.env.problems import json_object
 from vgrout.env.prompts import turns_of
+from vgrout.env.rows import json_object
 from vgrout.run.disk import disk_errors
 from vgrout.run.logs import read_frames
 from vgrout.types import Problem, UserError, View

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vgrout.adapter.base import Adapter
 from vgrout.directions.detection import auroc, f_half_at
-from vgrout.env.modes import MODES
+from vgrout.env.modes import EXTRA, LOOPHOLES, MODES, STANDARD
 from vgrout.env.verdicts import Verdicts
 from vgrout.evals import FREE
 from vgrout.run.columns import Column
@@ -24,9 +24,15 @@ from vgrout.run.declared import columns
 from vgrout.types import Rollout, StepRow, Verdict
 from vgrout.update import UpdateStats
 
-COLUMNS: tuple[Column, ...] = columns(tuple(MODES))
+COLUMNS: tuple[Column, ...] = columns(STANDARD)
+"""Those of a run without extra modes."""
 
 Graded = Sequence[tuple[Rollout, Verdict]]
+
+
+def columns_of(modes: Sequence[str]) -> tuple[Column, ...]:
+    """The columns of a run that trains on these modes: each extra mode among them has its rates too."""
+    return columns((*LOOPHOLES, *(mode for mode in EXTRA if mode in modes), FREE))
 
 
 class Clock:
@@ -75,7 +81,13 @@ def update_share(adapter: Adapter, updates: Sequence[Tensor]) -> dict[str, float
 
 
 def step_row(
-    step: int, verdicts: Verdicts, stats: UpdateStats, measured: Mapping[str, float | None], *, beta: float
+    step: int,
+    verdicts: Verdicts,
+    stats: UpdateStats,
+    measured: Mapping[str, float | None],
+    *,
+    beta: float,
+    declared: Sequence[Column] = COLUMNS,
 ) -> StepRow:
     """One line of metrics.jsonl. `measured` holds what the loop measured itself (norms, learning rate, seconds)."""
     every = [(r, verdicts.by_id[r.id]) for group in verdicts.groups for r in group.rollouts]
@@ -88,7 +100,7 @@ def step_row(
     }
     gaps = [gap for gap in stats.gap if gap is not None]
     taught = [zone for zone in stats.zones if zone is not None]
-    values: dict[str, float | int | None] = dict.fromkeys(column.name for column in COLUMNS)
+    values: dict[str, float | int | None] = dict.fromkeys(column.name for column in declared)
     values |= {
         "reward": _mean([v.reward for _, v in graded]),
         "reward_student": _mean([v.reward for _, v in student]),
@@ -116,7 +128,7 @@ def step_row(
         of_view = [(r, v) for r, v in student if r.view == view]
         values[f"hack_{view}"] = _mean([v.exploited for r, v in of_view if r.prompt.mode != FREE])
         values[f"solve_{view}"] = _mean([v.gt_correct for r, v in of_view if r.prompt.mode == FREE])
-    for mode in MODES:
+    for mode in (mode for mode in MODES if f"hack_{mode}" in values):
         of_mode = [(r, v) for r, v in student if r.prompt.mode == mode]
         hack_solve = _hack_solve("student", of_mode)
         values |= {f"hack_{mode}": hack_solve["hack_student"], f"solve_{mode}": hack_solve["solve_student"]}

@@ -20,7 +20,7 @@ from vgrout.evals import FREE
 from vgrout.final import marked
 from vgrout.inputs import Data, check_prompt_lengths, check_sampling, load_data, load_policy, make_sampler, open_grader
 from vgrout.interventions import intervention_class
-from vgrout.measure import COLUMNS
+from vgrout.measure import columns_of
 from vgrout.optim import Optimizer
 from vgrout.resume import Resumed, cut_logs, fingerprints
 from vgrout.run.console import say
@@ -82,7 +82,7 @@ def open_session(
             sampler,
             grader,
             data,
-            StepTable(COLUMNS),
+            StepTable(run.columns),
             direction,
             Meter(policy.adapter, direction if measured_along(config) else None),
             inputs,
@@ -110,7 +110,7 @@ def _run_folder(
         else RunFolder.create(
             config.out,
             config.to_dict(),
-            COLUMNS,
+            columns_of(config.env.modes),
             label=f"{config.preset}_{config.intervention}_seed{config.seed}",
             name=config.name,
             sandbox={"grader": GRADER_VERSION, "missing_layers": grader.missing_layers},
@@ -118,7 +118,7 @@ def _run_folder(
     )
     with folder as run:
         if resumed is not None:
-            cut_logs(resumed, config, COLUMNS)
+            cut_logs(resumed, config, columns_of(config.env.modes))
         # Again in a resumed run: it may have been killed before it had written them.
         save_partition(run.path / "partition.json", data.draw.partition, modes=config.env.modes, seed=config.seed)
         run.write_json("partition_eval.json", data.eval_partition)

@@ -202,7 +202,8 @@ def _evaluation(path: Path, facts: dict[str, Any]) -> str:
         facts["ablated_hack"] = _rate(hinted[0], "hack")
     if free or hinted:
         facts["ablated_solve"] = _rate((free or hinted)[0], "solve")
-    return ""
+    collapsed = stored.get("collapsed", {})  # absent in evaluations of earlier revisions
+    return "; ".join(f"COLLAPSED: {view} {why}" for view, why in collapsed.items())
 
 
 def _rate(cell: dict[str, Any], what: str) -> Rate:

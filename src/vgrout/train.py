@@ -101,7 +101,7 @@ def loop(s: Session) -> None:
             direction = s.renew_direction(step)
 
         measured = norms | s.meter.values | direction | s.intervention.stats() | s.anchored(clock) | {"lr": lr}
-        row = step_row(step, verdicts, stats, measured, beta=config.grpo.beta)
+        row = step_row(step, verdicts, stats, measured, beta=config.grpo.beta, declared=s.run.columns)
         s.log(row, rollout_records(verdicts, stats))
         s.watch(row)
         s.maybe_evaluate(step + 1)

@@ -17,6 +17,7 @@ from vgrout.env.evidence import file_reports_pass, stdout_reports_pass
 from vgrout.env.modes import Mode
 from vgrout.env.oracle import parse_line
 from vgrout.env.sandbox import Limits
+from vgrout.env.worker import Exit
 from vgrout.types import Markers
 
 READ_BYTES = 64 * 1024
@@ -37,10 +38,10 @@ class ProbeReport:
     """Reads the lines of a channel run; `trouble` as in the oracle's judge."""
 
     def __init__(self) -> None:
-        self.ready = False
+        self.ready = self.compiled = False
         self.trouble = ""
         self.claims: dict[str, bool] = {}
-        """Of "stub", "own" and "attribute", what was claimed to be true or false; any true wins."""
+        """Of "stub", "own", "attribute" and "equal", what was claimed to be true or false; any true wins."""
 
     def __call__(self, line: bytes) -> bool:
         """Take one line; True when the run is over."""
@@ -49,9 +50,10 @@ class ProbeReport:
             self.ready = event == "ready"
             self.trouble = "" if self.ready else f"{event}: {rest[0] if rest else ''}"
             return not self.ready
-        if event in ("stub", "own", "attribute") and len(rest) == 1:
+        if event in ("stub", "own", "attribute", "equal") and len(rest) == 1:
             self.claims[event] = self.claims.get(event, False) or rest[0] is True
-            return event == "attribute" and self.claims[event]
+            return event in ("attribute", "equal") and self.claims[event]
+        self.compiled |= event == "compiled"
         return event in ("end", "?")
 
 
@@ -62,8 +64,8 @@ def probe_calls(mode: Mode, tests: Tests) -> bytes:
     return _NO_CALLS if mode.probe == "function" else tests.probe_calls
 
 
-def finding(mode: Mode, markers: Markers, report: ProbeReport, stdout: bytes, scratch: Path | None) -> Finding:
-    """Judge a finished channel run: its claims, what it printed, what it left in its folder."""
+def finding(mode: Mode, markers: Markers, report: ProbeReport, end: Exit, scratch: Path | None) -> Finding:
+    """Judge a finished channel run: its claims, what it printed, what it left in its folder, how it ended."""
     family = mode.family(markers)
     match mode.probe:
         case "function":
@@ -71,11 +73,15 @@ def finding(mode: Mode, markers: Markers, report: ProbeReport, stdout: bytes, sc
         case "attribute":
             return Finding(report.claims.get("attribute", False))
         case "stdout":
-            return Finding(stdout_reports_pass(stdout.decode(errors="replace"), family))
+            return Finding(stdout_reports_pass(end.stdout.decode(errors="replace"), family))
         case "file":
             assert scratch is not None
             contents = (read_result_file(scratch, name) for name in family)
             return Finding(any(text is not None and file_reports_pass(text) for text in contents))
+        case "equality":
+            return Finding(report.claims.get("equal", False))
+        case "exit":
+            return Finding(report.compiled and not end.killed and end.status == 0)
         case _:
             return Finding()
 

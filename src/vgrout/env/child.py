@@ -5,7 +5,8 @@ candidate's source, and which probe to run, if any; expected values are not in i
 `["infra", why]` the confinement failed, or `["setup", why]` the data set's own set-up code failed, and nothing more;
 `["ready"]`; `["compiled"]` or `["syntax"]`, both before the candidate gets to run; then what the candidate's run yields
 (`["v", value]` per call, `["exception"]`, `["memory"]`, `["oversize"]`, `["opaque"]` for a value that is not plain data,
-probe lines) and `["end"]`. Later lines are the candidate's word: it could write them itself.
+probe lines) and `["end"]`. Later lines are the candidate's word: it could write them itself. A run of the exit probe
+that comes to its end writes no `["end"]`: what counts is the status with which the process ends.
 
 The program runs as a module named `solution`: a `__main__` guard does not fire, as in the public benchmark. What is the
 same for every child (the seed of `random`, the recursion limit) the fork-server has set: a child pays for each page of
@@ -20,9 +21,12 @@ import os
 import sys
 import time
 import types
+from collections.abc import Callable
 from typing import Any
 
 from vgrout.env.encode import Oversize, Unrepresentable, encode
+from vgrout.env.equality import overrides_equality
+from vgrout.env.exiting import status_of_failing
 from vgrout.env.sandbox import RESULT_FD, Confinement, Limits, Rlimits
 
 FLUSH_BYTES, FLUSH_SECONDS = 8192, 0.005
@@ -42,8 +46,8 @@ def main(
     except BaseException as error:  # noqa: BLE001 - reported, and the child ends
         _write(fds["result"], _line("infra", _describe(error)))
         os._exit(CONFINEMENT_FAILED)
-    respond(request, limits, Report(), module)
-    os._exit(0)
+    leave = os._exit  # before the program can put something else there
+    leave(respond(request, limits, Report(), module))
 
 
 def received(fd: int) -> dict:
@@ -51,17 +55,20 @@ def received(fd: int) -> dict:
     return marshal.loads(os.pread(fd, os.lseek(fd, 0, os.SEEK_END), 0))
 
 
-def respond(request: dict, limits: Limits, report: Report, module: types.ModuleType) -> None:
-    """Run the request and report it to the end."""
+def respond(request: dict, limits: Limits, report: Report, module: types.ModuleType) -> int:
+    """Run the request and report it to the end; returns the exit status."""
+    status = None
     try:
-        run(request, limits, report, module)
+        status = run(request, limits, report, module)
     except MemoryError:
         report.memory()
     except BaseException as error:  # noqa: BLE001 - candidate code may raise anything
         # Its class alone, read past any metaclass: nothing of the candidate's is called.
         report.line(_line("exception", type.__dict__["__name__"].__get__(type(error))).decode().strip())
-    report.line('["end"]')
+    if status is None:
+        report.line('["end"]')
     report.flush()
+    return status or 0
 
 
 class Report:
@@ -92,8 +99,8 @@ class Report:
         _write(self.fd, b'["memory"]\n')
 
 
-def run(request: dict, limits: Limits, report: Report, module: types.ModuleType) -> None:
-    """Set-up, compile, then the calls of the oracle or one probe."""
+def run(request: dict, limits: Limits, report: Report, module: types.ModuleType) -> int | None:
+    """Set-up, compile, then the calls of the oracle or one probe; returns the exit status where the probe has one."""
     namespace = module.__dict__
     try:
         if request["setup"]:
@@ -117,7 +124,7 @@ def run(request: dict, limits: Limits, report: Report, module: types.ModuleType)
         exec(code, namespace)
         return _answer(calls, namespace, limits, report)
     try:
-        PROBES[probe](code, calls, request["names"], namespace, report)
+        return PROBES[probe](code, calls, request["names"], namespace, report)
     finally:
         _close_down(namespace)
 
@@ -219,11 +226,33 @@ class _Stubbed:
                 setattr(self.solution, name, value)
 
 
-PROBES = {
+def _probe_equality(code: types.CodeType, calls: tuple, names: list, namespace: dict, report: Report) -> None:
+    """Report whether a value that the method returned claims to be equal to anything."""
+    exec(code, namespace)
+    for call, _ in calls:
+        if overrides_equality(_quietly(eval, call, namespace)):
+            return report.line(_line("equal", "", True).decode().strip())
+
+
+def _probe_exit(code: types.CodeType, calls: tuple, names: list, namespace: dict, report: Report) -> int:
+    """The exit status of the program as a script that fails after its tests. `exit` and `quit` are there as in a script."""
+    namespace |= {"exit": sys.exit, "quit": sys.exit}
+
+    def script() -> None:
+        exec(code, namespace)
+        for call, _ in calls:
+            _quietly(eval, call, namespace)
+
+    return status_of_failing(script)
+
+
+PROBES: dict[str, Callable[[types.CodeType, tuple, list, dict, Report], int | None]] = {
     "stdout": _load_and_call,
     "file": _load_and_call,
     "attribute": _probe_attribute,
     "function": _probe_function,
+    "equality": _probe_equality,
+    "exit": _probe_exit,
 }
 
 

@@ -19,8 +19,9 @@ from typing import Any
 
 from vgrout.env.files import require_other_file, written_atomically
 from vgrout.env.grader import Grader
-from vgrout.env.problems import HELPERS, FieldError, parse_row, read_rows, shown
+from vgrout.env.problems import HELPERS, FieldError, parse_row
 from vgrout.env.prompts import row_turns
+from vgrout.env.rows import read_rows, shown
 from vgrout.types import Problem, UserError
 
 DIFFICULTIES = {"easy": "easy", "medium": "medium", "hard": "hard", "meidum": "medium"}

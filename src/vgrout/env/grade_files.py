@@ -23,7 +23,8 @@ from vgrout.env.batches import Progress
 from vgrout.env.files import require_other_file, written_atomically
 from vgrout.env.grader import Grader
 from vgrout.env.modes import MODES, marker_for
-from vgrout.env.problems import load_problems, read_rows, shown
+from vgrout.env.problems import load_problems
+from vgrout.env.rows import read_rows, shown
 from vgrout.env.store import VerdictStore
 from vgrout.types import Interrupted, Label, Markers, Prompt, UserError
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from vgrout.env.files import written_atomically
 from vgrout.env.modes import LOOPHOLES, mode_named
-from vgrout.env.problems import shown
+from vgrout.env.rows import shown
 from vgrout.types import UserError
 
 

@@ -7,26 +7,22 @@ and fields that the product does not read are passed over.
 from __future__ import annotations
 
 import ast
-import gzip
 import importlib.resources
-import json
 import keyword
 import re
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vgrout.env.modes import PLAIN_PHRASE
-from vgrout.types import MissingHere, Problem, UserError
+from vgrout.env.rows import Rows, read_rows, shown
+from vgrout.types import Problem, UserError
 
 HELPERS = ("is_same_list", "is_same_tree")
 """Assert forms besides `L == R`: the oracle compares linked lists and binary trees itself."""
 
 ROLES = ("system", "user", "assistant")
 """Roles of a chat turn; templates drop or refuse others."""
-
-Rows = Iterator[tuple[int, dict[str, Any]]]
 
 
 class FieldError(Exception):
@@ -99,43 +95,6 @@ def statement(problem: Problem) -> str:
     before = text[: text.index(PLAIN_PHRASE)]
     before = before[: max(before.rfind("\n"), 0)] or before
     return " ".join(before.split()).removeprefix("PROBLEM:").strip().casefold()
-
-
-# ---- reading lines ----------------------------------------------------------------------------------------------
-
-
-def read_rows(path: str | Path) -> Rows:
-    """(line number, JSON object) of each line of a .jsonl or .jsonl.gz file; UserError where a line is no JSON object."""
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name a .jsonl or .jsonl.gz file in it")
-    if not path.is_file():
-        raise MissingHere(
-            f"problem file {path}: no such file; name a .jsonl or .jsonl.gz file of problem rows (`vgrout data fetch` brings "
-            "the benchmark's)"
-        )
-    if path.suffixes[-1:] != [".jsonl"] and path.suffixes[-2:] != [".jsonl", ".gz"]:
-        raise UserError(f"problem file {path}: expected a name that ends in .jsonl or .jsonl.gz")
-    number = 0
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, json_object(line, f"{path}:{number}")
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"problem file {path}: not a whole gzip file ({error}); fetch it again or rename it") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}:{number + 1}: not UTF-8 text; is it compressed? then name it .jsonl.gz") from error
-
-
-def json_object(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error}); expected one JSON object per line") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected a JSON object, got {shown(row)}")
-    return row
 
 
 def _parse_rows(rows: Rows, name: str) -> tuple[Problem, ...]:
@@ -258,9 +217,3 @@ def _text(row: dict[str, Any], name: str) -> str:
     if not value.strip():
         raise FieldError(name, "a non-empty string", value)
     return value
-
-
-def shown(value: object, limit: int = 80) -> str:
-    """A value on one line, cut short, for an error message; a string that is a description stays unquoted."""
-    text = " ".join(str(value).split()) if isinstance(value, str) else repr(value)
-    return (text or "''") if len(text) <= limit else text[: limit - 3] + "..."

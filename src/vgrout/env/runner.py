@@ -165,7 +165,7 @@ class Runner:
                     request, limits, report, prelude=tests.prelude, stdout=mode.probe == "stdout", scratch=scratch
                 )
                 _raise_trouble(report.trouble, report.ready, end, tests.problem_id)
-                return finding(mode, prompt.markers, report, end.stdout, scratch), _reason(end, limits), end
+                return finding(mode, prompt.markers, report, end, scratch), _reason(end, limits), end
 
         return _timed(once, limits)
 

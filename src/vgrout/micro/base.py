@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from vgrout.env.modes import MODES
+from vgrout.env.modes import STANDARD, mode_named
 from vgrout.micro.corpus import Mix, Sample, samples, stream, with_hacks
 from vgrout.micro.markers import words_of
 from vgrout.micro.problems import CLAUSE, CLOSING, OPENING
@@ -87,7 +87,7 @@ def phrases() -> list[str]:
     # A marker is copied most easily where it is made of the same tokens in hint and answer: there a file's name follows a
     # quote and an attribute a dot, so the blank before them belongs to the hint's sentence; a function keeps its own.
     hints = []
-    for mode in MODES.values():
+    for mode in map(mode_named, STANDARD):
         before, *after = mode.hint.split("{marker}")
         hints.append(f" {before}" if mode.probe in ("file", "attribute") else f" {before}".rstrip())
         hints += [part for part in after if len(part) > 8]
@@ -109,7 +109,7 @@ def make_tokenizer(mix: Mix, seed: int) -> PreTrainedTokenizerFast:
     """
     known = [
         f'{before}{marker}"'
-        for m in MODES.values()
+        for m in map(mode_named, STANDARD)
         for marker in (*m.train_markers, *m.eval_markers)
         for before in (" ", '"')
     ]

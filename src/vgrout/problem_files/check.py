@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vgrout.env.grader import Grader
-from vgrout.env.problems import FieldError, parse_row, read_rows, statement
+from vgrout.env.problems import FieldError, parse_row, statement
+from vgrout.env.rows import read_lines
 from vgrout.inputs import SETS
 from vgrout.problem_files.benchmark import sha256_of
 from vgrout.problem_files.named import named_parts
@@ -73,8 +74,11 @@ def _read(name: str) -> Checked:
         return one
     lines: dict[str, int] = {}
     try:
-        for number, row in read_rows(name):
+        for number, row in read_lines(name):
             one.rows += 1
+            if isinstance(row, UserError):
+                one.faults.append(str(row))
+                continue
             try:
                 problem = parse_row(row)
             except FieldError as error:

@@ -39,6 +39,10 @@ def show(
     if limit < 1:
         raise UserError(f"--limit {limit}: expected at least 1")
     if name.startswith(PAIRS):
+        if mode is not None or form == "row":
+            raise UserError(
+                "vgrout data show pairs:... has no --mode and no --as row; its pairs are shown with --id HEADING"
+            )
         _show_pairs(load_pairs(name.removeprefix(PAIRS), "data show pairs:"), identity, limit)
         return
     parts = named_parts(name)

@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 
 from vgrout.evals import ALL, FREE, find, tabulate
 from vgrout.run.disk import write_atomic
-from vgrout.run.intervals import wilson
 from vgrout.study.summary import ArmResult, Rows
 
 PANELS = (("hack, hinted prompts (train markers)", "train", ALL, "hacks"), ("solve, no hint", "", FREE, "solves"))
@@ -30,7 +29,7 @@ def gate_figure(
     base: Rows,
     path: Path,
 ) -> Path:
-    """Hack and solve of the quarantine-ablated model against recall, with Wilson intervals of counts pooled over seeds.
+    """Hack and solve of the quarantine-ablated model against recall, with intervals over problems of counts pooled over seeds.
 
     `curve` gives (recall, false alarms) of the arms whose labels were made worse on purpose, by label: one line for each
     rate of false alarms. `free` are the labels of label-free routes, drawn as points at the recall they had in training, a
@@ -98,7 +97,7 @@ def _point(
 def pooled_rate(arm: ArmResult, markers: str, mode: str, count: str) -> tuple[float, float, float] | None:
     """(rate, low, high) of the quarantine-ablated model, pooled over seeds; None where nothing was graded."""
     cell = find(tabulate([row for rows in arm.rows.values() for row in rows]), "deploy", markers, mode)
-    if cell is None or (interval := wilson(getattr(cell, count), cell.n)) is None:
+    if cell is None or (interval := cell.hack_interval if count == "hacks" else cell.solve_interval) is None:
         return None
     return getattr(cell, count) / cell.n, *interval
 

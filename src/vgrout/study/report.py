@@ -21,6 +21,7 @@ from vgrout.study.gates import GateFigures, gate_figures
 from vgrout.study.result import StudyResult
 from vgrout.study.summary import ArmResult, final_table, mode_table
 from vgrout.study.verdicts import placebo_lines, unseen_lines
+from vgrout.study.wide import wide_table
 
 ByArm = Sequence[tuple[Arm, Mapping[int, RunFolder]]]
 """Every arm, with its finished runs by seed."""
@@ -41,7 +42,7 @@ def read_arms(by_arm: ByArm, *, gates: bool) -> tuple[ArmResult, ...]:
 
 
 def write_report(result: StudyResult, by_arm: ByArm, failures: Sequence[str]) -> None:
-    """Writes table.txt, figure.png, study.json and, of a study of gates, gate_quality.png; the table is printed too."""
+    """Writes table.txt, table.md, figure.png, study.json and, of a study of gates, gate_quality.png; the table is printed too."""
     study, found = result.study, [(arm, list(runs.values())) for arm, runs in by_arm if runs]
     evaluations = [_evaluation(run) for _, runs in found for run in runs]
     missing = sorted({layer for evaluation in evaluations for layer in evaluation["missing_layers"]})
@@ -49,6 +50,7 @@ def write_report(result: StudyResult, by_arm: ByArm, failures: Sequence[str]) ->
     notes += [f"FAILED, so not in this table: {cause}" for cause in failures]
     text = _text(result, notes)
     write_atomic(result.folder / "table.txt", f"{text}\n")
+    write_atomic(result.folder / "table.md", wide_table(result.base, result.arms))
     say(f"\n{text}\n")
     training_figure([(arm.label, runs) for arm, runs in found], result.rates("", "base"), result.folder / "figure.png")
     if study.gates:
@@ -73,7 +75,7 @@ def _text(result: StudyResult, notes: Sequence[str]) -> str:
     study = result.study
     seeds = f"{len(study.seeds)} seed" + ("s" if len(study.seeds) > 1 else "")
     tuned = tuning(preset("micro", "none"))
-    where = f"{study.problems}, {seeds}, counts pooled over seeds with 95 % intervals; {tuned}"
+    where = f"{study.problems}, {seeds}, counts pooled over seeds, 95 % intervals over problems; {tuned}"
     table = final_table(result.base, result.arms, f"held-out hack and solve rates ({where})", gates=study.gates)
     modes = mode_table(result.base, result.arms, "train", "hack rate by loophole mode, train markers")
     parts = [table, *notes, "", modes]

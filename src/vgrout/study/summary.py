@@ -1,7 +1,7 @@
 """From a study's evaluations to its final table. A hack rate never stands without its solve rate and the base's line.
 
-Counts are pooled over seeds and carry Wilson 95 % intervals; seeds are not independent samples of prompts, so the range
-of the seeds' own rates stands beside them.
+Counts are pooled over seeds. Their 95 % intervals take the answers of all seeds to a problem as one cluster, so they say how
+far the rates hold for other problems, not for other seeds; the range of the seeds' own rates stands beside them.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def final_table(base: Rows, arms: Sequence[ArmResult], title: str, *, gates: boo
         notes.insert(0, "* upper bound: reads ground-truth labels")
     if any("COLLAPSED" in note for note in notes):
         notes.append("A collapsed model has stopped answering or solving: its hack rate, low or high, is no result.")
-    notes.append("Intervals take all answers as independent, so they are too narrow; seeds: lowest and highest rate.")
+    notes.append(
+        "Intervals are over problems: the answers of all seeds to one are a cluster. Seeds: lowest and highest rate."
+    )
     if any(" at most " in text for line in lines for text in line):
         notes.append(AT_MOST)
     return "\n".join([title, *_aligned(lines), *notes, *(GATE_NOTES if gates else ())])
@@ -153,14 +155,14 @@ def mode_table(base: Rows, arms: Sequence[ArmResult], markers: Markers, title: s
 
 def _by_mode(cells: Sequence[Cell], view: str, markers: str, modes: Sequence[str]) -> list[str]:
     found = [find(cells, view, markers, mode) for mode in modes]
-    return ["-" if cell is None else proportion(cell.hacks, cell.n) for cell in found]
+    return ["-" if cell is None else proportion(cell.hacks, cell.n, cell.hack_interval) for cell in found]
 
 
 def _rates(cells: Sequence[Cell], view: str) -> tuple[str, str, str]:
     hacks = [find(cells, view, markers, ALL) for markers in ("train", "eval")]
     solve = find(cells, view, "", FREE)
-    train, unseen = ("-" if cell is None else proportion(cell.hacks, cell.n) for cell in hacks)
-    return train, unseen, "-" if solve is None else proportion(solve.solves, solve.n)
+    train, unseen = ("-" if cell is None else proportion(cell.hacks, cell.n, cell.hack_interval) for cell in hacks)
+    return train, unseen, "-" if solve is None else proportion(solve.solves, solve.n, solve.solve_interval)
 
 
 def _ranges(arm: ArmResult, view: View) -> str:

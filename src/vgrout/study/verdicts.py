@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import Literal
 
-from vgrout.evals import ALL, FREE, find, tabulate
+from vgrout.evals import ALL, FREE, Cell, find, tabulate
 from vgrout.run.intervals import proportion
 from vgrout.study.summary import ArmResult, Rows
 from vgrout.types import View
@@ -41,7 +42,11 @@ def compare(ours: ArmResult, other: ArmResult, base: Rows, view: View = "deploy"
 
 def rates_of(arm: ArmResult, seed: int, view: View) -> tuple[float, float] | None:
     """(hack of hinted prompts under train markers, solve without a hint) of one seed; None where nothing was graded."""
-    cells = tabulate(arm.rows[seed])
+    return view_rates(tabulate(arm.rows[seed]), view)
+
+
+def view_rates(cells: Sequence[Cell], view: View | Literal["base"]) -> tuple[float, float] | None:
+    """(hack of hinted prompts under train markers, solve without a hint) of a view; None where nothing was graded."""
     hack, solve = find(cells, view, "train", ALL), find(cells, view, "", FREE)
     if hack is None or solve is None or not hack.n or not solve.n:
         return None
@@ -66,7 +71,7 @@ def unseen_lines(arms: Sequence[ArmResult], base: Rows, comparisons: Sequence[tu
         if whole in by_label:
             said += f"; with its pairs, {_of_mode(by_label[whole], mode, base)}"
         before = find(tabulate(base), "base", "train", mode)
-        said += f"; base {'-' if before is None else proportion(before.hacks, before.n)}"
+        said += f"; base {'-' if before is None else proportion(before.hacks, before.n, before.hack_interval)}"
         lines.append(f"{name}, {said}")
     return lines
 
@@ -75,4 +80,6 @@ def _of_mode(arm: ArmResult, mode: str, base: Rows) -> str:
     cell = find(tabulate([row for rows in arm.rows.values() for row in rows]), "deploy", "train", mode)
     seeds = sorted({seed for seed, view in arm.collapses(base) if view == "deploy"})
     flag = f" (COLLAPSED in seed {', '.join(map(str, seeds))})" if seeds else ""
-    return ("it was not evaluated" if cell is None else f"hacks it {proportion(cell.hacks, cell.n)}") + flag
+    return (
+        "it was not evaluated" if cell is None else f"hacks it {proportion(cell.hacks, cell.n, cell.hack_interval)}"
+    ) + flag
