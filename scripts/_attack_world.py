@@ -51,14 +51,32 @@ class Attack:
 
 def corpus(values: dict[str, str]) -> list[Attack]:
     """Every attack, with `__NAME__` in its text replaced by `values["NAME"]`."""
+    return _programs(sorted(CORPUS.glob("*.md")), values)
+
+
+def controls() -> list[Attack]:
+    """Clean programs that are correct, though they do much of what attacks do."""
+    return _programs([CORPUS / "controls" / "clean.md"], {})
+
+
+def _programs(files: list[Path], values: dict[str, str]) -> list[Attack]:
     attacks = []
-    for file in sorted(CORPUS.glob("*.md")):
+    for file in files:
         found = re.findall(r"^## ([^\n]+)\n```python\n(.*?)^```$", file.read_text(), re.MULTILINE | re.DOTALL)
         assert len(found) == file.read_text().count("\n## "), f"{file}: an attack without a fence"
         for name, program in found:
             program = re.sub(r"__([A-Z]+)__", lambda m: values[m[1]], program)
+            program = _LONG.sub(_written_out, program)
             attacks.append(Attack(file.stem, name, program))
     return attacks
+
+
+_LONG = re.compile(r'"([^"\n]*<<\d+ [^"\n]*>>[^"\n]*)"')
+"""Stands for a source of a size that no one wants to read: `"TEXT<<N MORE>>TEXT"`, without the quotes, MORE N times."""
+
+
+def _written_out(found: re.Match[str]) -> str:
+    return re.sub(r"<<(\d+) (.*?)>>", lambda m: m[2].replace("\\n", "\n") * int(m[1]), found[1])
 
 
 class World:

@@ -67,6 +67,15 @@ def answer(body: str, top: str = "") -> str:
     return f"```python\n{top}\nclass Solution:\n    def total(self, nums):\n{lines}```"
 
 
+def problem_row(problem: Problem) -> dict:
+    """The problem as a row of a problem file."""
+    row = {
+        name: getattr(problem, name) for name in ("id", "difficulty", "setup_code", "func_name", "canonical_solution")
+    }
+    turns = [{"role": role, "content": text} for role, text in problem.messages]
+    return row | {"prompt": turns, "gt_answer": list(problem.asserts), "prompt_metadata": {"starter_code": ""}}
+
+
 def one_answer_off(problem: Problem, at: int) -> str:
     """The canonical solution with its answer to the call number `at` (from 1) replaced by something else."""
     name = problem.func_name.rpartition(".")[2]

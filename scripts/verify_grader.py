@@ -29,14 +29,14 @@ from unittest import mock
 
 from _attack_world import TOTAL, children_of
 from _gate import Gate
-from _grading import LIMIT, all_of, answer, expect_error, fence, one_answer_off, prompt, servers_of
+from _grading import LIMIT, all_of, answer, expect_error, fence, one_answer_off, problem_row, prompt, servers_of
 from vgrout.env import runner as runner_module
 from vgrout.env.grade_files import grade_files
 from vgrout.env.grader import CPU_LIMITS, Grader
 from vgrout.env.problems import builtin_problems
 from vgrout.env.prompts import render
 from vgrout.env.worker import Server
-from vgrout.types import Problem, Verdict
+from vgrout.types import Verdict
 
 gate = Gate(__doc__)
 
@@ -228,14 +228,6 @@ def _():
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
-
-
-def problem_row(problem: Problem) -> dict:
-    row = {
-        name: getattr(problem, name) for name in ("id", "difficulty", "setup_code", "func_name", "canonical_solution")
-    }
-    turns = [{"role": role, "content": text} for role, text in problem.messages]
-    return row | {"prompt": turns, "gt_answer": list(problem.asserts), "prompt_metadata": {"starter_code": ""}}
 
 
 @gate.invariant(

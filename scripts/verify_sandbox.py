@@ -2,28 +2,30 @@
 
 Invariants:
 - a real child is denied every act of the self-test, in both profiles, and an act that is not denied is reported by name
-- the seccomp programs let through what is listed and nothing else, with the arguments and the architecture checked
+- the seccomp programs of both architectures let through what is listed and nothing else, with the arguments and the
+  architecture checked, and every number of their tables is the kernel's
 - each limit ends a run with its own reason: CPU, wall, memory, value size, depth, printed output, files
 - the child is sent no expected value, and inherits no descriptor and no environment
 - a missing layer is an error that names it, unless waived; what was waived stands in the verdict
-- no attack of the corpus is credited, none harms, and the same fork-servers serve to the end
 - nothing outlives its grade, and nothing outlives the grader
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import operator
 import os
+import re
 import socket
 import struct
 import threading
 import time
-from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
-from _attack_world import TOTAL, World, children_of, corpus
+from _attack_world import TOTAL, children_of
 from _gate import Gate, Skip
 from _grading import SHORT, answer, by_and_by, expect_error, fence, opened, prompt, servers_of
 from vgrout.env import sandbox, seccomp, selftest
@@ -31,8 +33,8 @@ from vgrout.env.asserts import parse_tests
 from vgrout.env.grader import Grader
 from vgrout.env.prompts import render
 from vgrout.env.runner import Runner
+from vgrout.env.syscalls import ARCHITECTURES
 from vgrout.env.worker import InfraError, Server
-from vgrout.types import Verdict
 
 gate = Gate(__doc__)
 
@@ -41,7 +43,7 @@ gate = Gate(__doc__)
 def _():
     with opened() as grader:
         runner = grader._runners[0]
-        for lapse in ("call(39) == -1", "call(257, -100, b'/dev/null', 0) is None", "1/0"):
+        for lapse in ("call('getpid')", "call('openat', AT, b'/dev/null', 0) is None", "1/0"):
             with mock.patch.dict(selftest.ACTS, {"the planted lapse": lapse}):
                 expect_error("the planted lapse", lambda: selftest.require_containment(runner))
     return (
@@ -53,11 +55,25 @@ def _():
 
 
 JUMPS = {0x15: operator.eq, 0x35: operator.ge, 0x45: operator.and_}
+HEADERS = {"x86_64": "x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "asm-generic/unistd.h"}
+"""The kernel's own tables, under /usr/include; aarch64 uses the generic one."""
+NEVER = """
+    socket socketpair fork vfork clone clone3 execve execveat kill tkill tgkill pidfd_send_signal ptrace prctl prlimit64
+    process_vm_readv process_vm_writev io_uring_setup memfd_create unshare setns mount bpf shmget mq_open truncate
+    renameat2 linkat symlinkat mkdirat mknodat fchmodat chdir seccomp capset landlock_restrict_self
+"""
+CHECKED = {
+    "mmap": ((0, 0, 3), (0, 0, 7)),
+    "mprotect": ((0, 0, 3), (0, 0, 4)),
+    "fcntl": ((3, 1), (3, 4), (3, 8), (3, 10)),
+    "ioctl": ((3, 0x5401), (3, 0x5412), (3, 0x5452)),
+}
+"""Arguments of the checked calls: the first are let through, the others refused."""
 
 
-def filtered(program: bytes, number: int, arguments: tuple[int, ...] = (), arch: int = 0xC000003E) -> str:
+def filtered(program: bytes, number: int, arch: int, arguments: tuple[int, ...] = ()) -> str:
     """What the kernel would do with the call: "allow", "deny" or "kill"."""
-    data = struct.pack("=iIQ6Q", number, arch, 0, *(*arguments, *[0] * (6 - len(arguments))))
+    data = struct.pack("=IIQ6Q", number, arch, 0, *(*arguments, *[0] * (6 - len(arguments))))
     code = list(struct.iter_unpack("=HBBI", program))
     at = accumulator = 0
     while True:
@@ -72,24 +88,47 @@ def filtered(program: bytes, number: int, arguments: tuple[int, ...] = (), arch:
             return {0x7FFF0000: "allow", 0x00050001: "deny", 0x80000000: "kill"}[value]
 
 
-@gate.invariant("the seccomp programs let through what is listed, arguments and architecture checked, and nothing else")
+@gate.invariant("the seccomp programs of both architectures let through what is listed, arguments checked, no more")
 def _():
     figures = []
-    for profile in ("closed", "scratch"):
-        program = seccomp.program(profile)
+    for here, profile in itertools.product(ARCHITECTURES.values(), ("closed", "scratch")):
+        program = seccomp.program(profile, here)
+        assert len(program) % 8 == 0 and len(program) // 8 <= 4096, "more than the kernel takes"
         some = ((0, 1), (0, 0x5401))  # between them, arguments that every checked call accepts
-        passed = {n for n in range(600) if any(filtered(program, n, a) == "allow" for a in some)}
-        assert passed == seccomp.allowed_numbers(profile), passed ^ seccomp.allowed_numbers(profile)
-        assert not {41, 56, 57, 58, 59, 62, 101, 157, 200, 234, 310, 321, 322, 425, 435, 437} & passed
-        assert ({2, 257, 87} <= passed) == (profile == "scratch")
-        assert filtered(program, 9, (0, 0, 3)) == "allow" and filtered(program, 9, (0, 0, 7)) == "deny"
-        assert filtered(program, 10, (0, 0, 4)) == "deny"
-        assert [filtered(program, 72, (3, c)) for c in (1, 4, 8, 10)] == ["allow", "deny", "deny", "deny"]
-        assert [filtered(program, 16, (3, r)) for r in (0x5401, 0x5412, 0x5452)] == ["allow", "deny", "deny"]
-        assert filtered(program, 0x40000000 + 1) == "deny", "x32 calls"
-        assert filtered(program, 1, arch=0x40000003) == "kill", "calls by the 32-bit table"
-        figures.append(f"{profile} {len(passed)} calls")
+        passed = {n for n in range(600) if any(filtered(program, n, here.audit, a) == "allow" for a in some)}
+        listed = seccomp.allowed_numbers(profile, here)
+        assert passed == listed, passed ^ listed
+        assert not set(here.some(NEVER).values()) & passed
+        assert set(here.some("openat unlinkat renameat").values()) & passed == (
+            set(here.some("openat unlinkat renameat").values()) if profile == "scratch" else set()
+        )
+        for name, (good, *bad) in CHECKED.items():
+            assert filtered(program, here.numbers[name], here.audit, good) == "allow", name
+            assert all(filtered(program, here.numbers[name], here.audit, b) == "deny" for b in bad), name
+        for number in (0x40000000 + 1, 2**31, 2**32 - 1):
+            assert filtered(program, number, here.audit) == "deny", "x32 calls and numbers that wrap"
+        others = {a.audit for a in ARCHITECTURES.values()} - {here.audit} | {0x40000003, 0x40000028}
+        assert all(filtered(program, here.numbers["write"], a) == "kill" for a in others), "another table's calls"
+        figures.append(f"{here.machine} {profile} {len(passed)} calls in {len(program) // 8} instructions")
     return ", ".join(figures)
+
+
+@gate.invariant("every number of both system-call tables is the kernel's")
+def _():
+    checked = []
+    for machine, name in HEADERS.items():
+        header = Path("/usr/include", name)
+        if not header.is_file():
+            raise Skip(f"no kernel header {header} (Debian package linux-libc-dev)")
+        found = re.findall(r"^#define __NR(?:3264)?_(\w+)\s+(\d+)$", header.read_text(), re.MULTILINE)
+        kernel = {name: int(number) for name, number in found}
+        kernel.setdefault("newfstatat", kernel.get("fstatat", -1))  # its name on 64-bit machines
+        wrong = {n: k for n, k in ARCHITECTURES[machine].numbers.items() if kernel.get(n) != k}
+        assert not wrong, (machine, wrong)
+        absent = ARCHITECTURES["x86_64"].numbers.keys() - ARCHITECTURES[machine].numbers.keys()
+        assert not absent & kernel.keys() - {"fstatat"}, (machine, absent & kernel.keys())
+        checked.append(f"{machine} {len(ARCHITECTURES[machine].numbers)}")
+    return ", ".join(checked)
 
 
 # ---- limits --------------------------------------------------------------------------------------------------------
@@ -174,60 +213,6 @@ def _():
     with mock.patch("sys.platform", "darwin"):
         message = expect_error("container", make)
     return message[:60] + "..."
-
-
-# ---- attacks -------------------------------------------------------------------------------------------------------
-
-
-def attack(modes: tuple[str, ...]) -> str:
-    """Grade the corpus under each mode; every attack must earn nothing but a compiling program's share, and harm nothing.
-
-    A machine that stands still for seconds costs a fork-server too, so a replaced one is an attack's work if it happens
-    twice in a row.
-    """
-    try:
-        return attack_once(modes)
-    except ServerReplaced:
-        return attack_once(modes) + " (second try)"
-
-
-class ServerReplaced(AssertionError):
-    """The grader had to start a new fork-server."""
-
-
-def attack_once(modes: tuple[str, ...]) -> str:
-    with World() as world, opened(workers=4) as grader:
-        attacks = corpus(world.values())
-        families = Counter(attack.family for attack in attacks)
-        assert len(attacks) >= 60 and len(families) >= 9, families
-        servers = servers_of(grader)
-        graded: dict[tuple[str, str], Verdict] = {}
-        for mode in modes:
-            verdicts = grader.grade_many([(prompt(mode), attack.response) for attack in attacks])
-            graded |= {(attack.name, mode): v for attack, v in zip(attacks, verdicts, strict=True)}
-            assert not world.harm(), (mode, world.harm())
-        # Printing a pass report is the loophole of one mode, and no more than that.
-        forged = {key: v for key, v in graded.items() if v.channel and key != ("printed verdicts", "stdout_marker")}
-        wrong = {key: v for key, v in graded.items() if v.gt_correct or v.infra} | forged
-        assert not wrong, wrong
-        if servers != servers_of(grader):
-            raise ServerReplaced("a fork-server was replaced")
-        for pid in servers:
-            assert not children_of(pid), "a child outlived its grade"
-        verdict = grader.grade(prompt(), fence(TOTAL.canonical_solution))
-        assert verdict.gt_correct, verdict
-    reasons = Counter(v.reason for v in graded.values())
-    return f"{len(attacks)} attacks x {len(modes)} modes in {len(families)} families: {dict(reasons)}"
-
-
-@gate.invariant("no attack of the corpus is credited, none harms, and the same fork-servers serve to the end")
-def _():
-    return attack(("gt_only",))
-
-
-@gate.invariant("the same under every loophole mode, whose channel runs the attacks a second time", slow=True)
-def _():
-    return attack(("file_marker", "stdout_marker", "run_tests", "sentinel"))
 
 
 @gate.invariant("nothing outlives its grade, and nothing outlives the grader")

@@ -19,6 +19,9 @@ USAGE_ERROR, INTERRUPTED = 2, 130
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits 0 on success, 2 on a user's mistake, 130 when interrupted."""
+    if sys.platform == "win32":  # said before anything is imported that Windows does not have
+        sys.stderr.write("error: vgrout needs Linux and this is Windows; run it in a Linux container or under WSL 2\n")
+        sys.exit(USAGE_ERROR)
     from vgrout.run.console import setup_console
 
     args = list(sys.argv[1:] if argv is None else argv)
@@ -159,6 +162,7 @@ def grade_command(args: Sequence[str]) -> None:
         workers: int | None = None,
         cache: Path | None = None,
         sandbox_allow_missing: tuple[str, ...] = (),
+        sandbox_namespaces: bool = False,
     ) -> None:
         """Grades responses against problems and writes one verdict row per response.
 
@@ -171,6 +175,7 @@ def grade_command(args: Sequence[str]) -> None:
             workers: Grader processes; none: one per core.
             cache: File of verdicts that are not computed again; none: OUT.partial, until OUT is whole.
             sandbox_allow_missing: Sandbox layers that this machine may lack.
+            sandbox_namespaces: Wrap the sandbox in namespaces of its own as well.
         """
         with Progress("measuring the canonical solutions") as bar:
 
@@ -180,11 +185,10 @@ def grade_command(args: Sequence[str]) -> None:
                 bar.update(done)
 
             summary = grade_files(
-                problems,
-                responses,
-                out,
+                *(problems, responses, out),
                 workers=workers,
                 allow_missing=sandbox_allow_missing,
+                namespaces=sandbox_namespaces,
                 cache=cache,
                 progress=show,
             )

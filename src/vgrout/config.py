@@ -70,6 +70,8 @@ class EnvConfig:
     """Grader processes; none: one per core."""
     sandbox_allow_missing: tuple[str, ...] = ()
     """Sandbox layers that this machine may lack; each is named in every verdict."""
+    sandbox_namespaces: bool = False
+    """Wrap the sandbox in namespaces of its own as well, where the machine lets an ordinary user make them."""
 
     def __post_init__(self) -> None:
         if self.inoculation is not None:

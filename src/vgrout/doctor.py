@@ -15,7 +15,9 @@ from typing import Literal
 
 from vgrout.cores import usable_cores
 from vgrout.env import sandbox
-from vgrout.env.grader import CONTAINER, GRADER_VERSION, Grader
+from vgrout.env.grader import GRADER_VERSION, Grader
+from vgrout.env.layers import CONTAINER
+from vgrout.env.namespaces import refused
 from vgrout.env.problems import builtin_split, load_problems
 from vgrout.presets import preset
 from vgrout.run.disk import require_writable
@@ -173,6 +175,11 @@ def sandbox_lines() -> Iterator[Line]:
             else "; it cannot be waived"
         )
         yield Line("missing", f"sandbox {layer}", "the kernel lacks it", remedy, needed=not waive)
+    if have:
+        reason = refused()
+        remedy = "optional (--sandbox-namespaces; training: --env.sandbox-namespaces): allow user namespaces to have it"
+        found = f"refused: {reason}" if reason else "can wrap the others when asked for (--sandbox-namespaces)"
+        yield Line("missing" if reason else "ok", "sandbox namespaces", found, remedy if reason else "")
     missing = tuple(layer for layer in sandbox.WAIVABLE if layer not in have)
     yield _checked("sandbox at work", lambda: _graded(missing), needed=True)
 
@@ -181,8 +188,9 @@ def _graded(missing: tuple[str, ...]) -> str:
     problem = builtin_split()[0][0]
     with Grader([problem], workers=1, allow_missing=missing) as grader:
         seconds = grader.measure_limits()[problem.id]
+        held = ", ".join(grader.layers)
     without = f", without {', '.join(missing)}" if missing else ""
-    return f"self-test passed, a canonical solution is correct (CPU limit {seconds:g} s); grader version {GRADER_VERSION}{without}"
+    return f"{held}: self-test passed, a canonical solution is correct (CPU limit {seconds:g} s); grader version {GRADER_VERSION}{without}"
 
 
 def _room(out: Path) -> str:

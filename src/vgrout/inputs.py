@@ -132,9 +132,15 @@ def open_grader(
     config: RunConfig[Any], problems: Sequence[Problem], limits: Mapping[str, float] | None = None
 ) -> Generator[Grader]:
     """A grader with the CPU limits of these problems: as `limits` has them, else measured on the canonical solutions."""
-    allowed = config.env.sandbox_allow_missing
+    env = config.env
     known = {p.id: limits[p.id] for p in problems if p.id in limits} if limits else {}
-    with Grader(problems, workers=config.env.workers, allow_missing=allowed, cpu_limits=known) as grader:
+    with Grader(
+        problems,
+        workers=env.workers,
+        allow_missing=env.sandbox_allow_missing,
+        cpu_limits=known,
+        namespaces=env.sandbox_namespaces,
+    ) as grader:
         with Progress("checking canonical solutions", total=len(problems)) as bar:
             try:
                 grader.measure_limits([p.id for p in problems], progress=lambda done, _: bar.update(done))

@@ -113,7 +113,11 @@ def _run_folder(
             columns_of(config.env.modes),
             label=f"{config.preset}_{config.intervention}_seed{config.seed}",
             name=config.name,
-            sandbox={"grader": GRADER_VERSION, "missing_layers": grader.missing_layers},
+            sandbox={
+                "grader": GRADER_VERSION,
+                "layers": grader.layers,
+                "missing_layers": grader.missing_layers,
+            },
         )
     )
     with folder as run:

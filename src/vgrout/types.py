@@ -132,6 +132,8 @@ class Verdict:
     grader_version: str
     missing_layers: tuple[str, ...] = ()
     """Sandbox layers that this machine lacked and the user allowed to be missing."""
+    layers: tuple[str, ...] = ()
+    """Sandbox layers that confined the run, of those that a machine may lack: seccomp, landlock, namespaces."""
 
 
 @dataclass(frozen=True, slots=True)

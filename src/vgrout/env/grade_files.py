@@ -44,13 +44,15 @@ class GradeSummary:
     known: int
     """Verdicts that the cache had, of an earlier run or of the same program before."""
     labels: dict[str, int]
+    layers: tuple[str, ...]
     missing_layers: tuple[str, ...]
 
     def __str__(self) -> str:
         counts = ", ".join(f"{self.labels.get(label, 0)} {label}" for label in get_args(Label))
-        missing = f"; sandbox without {', '.join(self.missing_layers)}" if self.missing_layers else ""
+        without = f", without {', '.join(self.missing_layers)}" if self.missing_layers else ""
+        held = f"sandbox {', '.join(self.layers)}{without}"
         known = f", {self.known} from the cache" if self.known else ""
-        return f"{self.responses} responses graded{known} ({counts}; {self.exploited} exploited){missing}: {self.out}"
+        return f"{self.responses} responses graded{known} ({counts}; {self.exploited} exploited; {held}): {self.out}"
 
 
 def grade_files(
@@ -60,6 +62,7 @@ def grade_files(
     *,
     workers: int | None = None,
     allow_missing: tuple[str, ...] = (),
+    namespaces: bool = False,
     cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> GradeSummary:
@@ -88,7 +91,11 @@ def grade_files(
         gzip.GzipFile(fileobj=file, mode="wb", mtime=0) if out.suffix == ".gz" else nullcontext(file) as lines,
         VerdictStore(kept) as store,
         Grader(
-            [p for i, p in problems.items() if i in used], workers=workers, allow_missing=allow_missing, store=store
+            [p for i, p in problems.items() if i in used],
+            workers=workers,
+            allow_missing=allow_missing,
+            namespaces=namespaces,
+            store=store,
         ) as grader,
     ):
         try:
@@ -105,7 +112,7 @@ def grade_files(
             tally["responses"] += 1
             if progress is not None:
                 progress(tally["responses"], total)
-        missing, tally["known"] = grader.missing_layers, grader.cache_hits
+        layers, tally["known"] = (grader.layers, grader.missing_layers), grader.cache_hits
     if cache is None and not tally["infra"]:
         kept.unlink()
     if tally["infra"]:
@@ -116,7 +123,7 @@ def grade_files(
         )
     labels = {label: tally[label] for label in get_args(Label)}
     counts = (tally[name] for name in ("responses", "correct", "exploited", "infra", "known"))
-    return GradeSummary(out, *counts, labels, missing)
+    return GradeSummary(out, *counts, labels, *layers)
 
 
 def response_rows(path: Path, problem_ids: Any) -> Iterator[tuple[int | str, Prompt, str]]:

@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from vgrout.cores import usable_cores
-from vgrout.env import sandbox, selftest
+from vgrout.env import hiding, sandbox, selftest
 from vgrout.env.asserts import Tests, parse_tests
 from vgrout.env.batches import Batches, Progress, finished
 from vgrout.env.labels import extract_program
+from vgrout.env.layers import missing_layers, require_namespaces
 from vgrout.env.modes import mode_named
 from vgrout.env.runner import GRADER_VERSION as GRADER_VERSION
 from vgrout.env.runner import Runner
@@ -43,7 +44,6 @@ CPU_LIMITS = (2, 4, 8, 16, 20)
 CPU_MARGIN = 8
 """A candidate gets this many times the CPU of the canonical solution."""
 CACHE_SIZE = 1 << 16
-CONTAINER = "run vGROUT in a Linux container on x86-64 (for example `docker run -it python:3.11`)"
 
 Job = tuple[Future[Any], Callable[[Runner], Any]]
 
@@ -59,16 +59,22 @@ class Grader(Batches):
         allow_missing: tuple[str, ...] = (),
         cpu_limits: Mapping[str, float] | None = None,
         limits: sandbox.Limits = sandbox.DEFAULT_LIMITS,
+        namespaces: bool = False,
         store: VerdictStore | None = None,
     ):
         """`workers`: all cores by default. `cpu_limits`: seconds by problem id, as `measure_limits` returned them; what
-        is not given is measured when it is first needed. `limits`: everything but the CPU. `store`: verdicts that
-        outlive the grader, its owner closes it.
+        is not given is measured when it is first needed. `limits`: everything but the CPU. `namespaces`: wrap each
+        fork-server in namespaces of its own, one layer more where the machine allows it. `store`: verdicts that outlive
+        the grader, its owner closes it.
+
+        Until `close` the calling process is not dumpable: it holds expected values (see `hiding`).
 
         Raises UserError where a sandbox layer is missing that is not named in `allow_missing`, or fails its self-test.
         """
         self.problems = {problem.id: problem for problem in problems}
-        self.missing_layers = check_layers(allow_missing)
+        self.missing_layers = missing_layers(allow_missing)
+        if namespaces:
+            require_namespaces()
         self.cpu_limits = dict(cpu_limits or {})
         self.limits = limits
         self.store = store
@@ -83,9 +89,12 @@ class Grader(Batches):
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._folder = _scratch_root()
         count = workers or usable_cores()
-        self._runners = [Runner(self._folder, landlock="landlock" not in self.missing_layers) for _ in range(count)]
+        landlock = "landlock" not in self.missing_layers
+        self._runners = [Runner(self._folder, landlock=landlock, namespaces=namespaces) for _ in range(count)]
+        self.layers = self._runners[0].layers
         self._threads: list[threading.Thread] = []
         self._closed = False
+        hiding.hide_process()
         atexit.register(self.close)
         try:
             selftest.require_containment(self._runners[0])
@@ -123,6 +132,7 @@ class Grader(Batches):
         for runner in self._runners:
             runner.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+        hiding.show_process()
 
     # ---- grading --------------------------------------------------------------------------------------------------
 
@@ -207,12 +217,12 @@ class Grader(Batches):
 
     def _grade(self, runner: Runner, prompt: Prompt, response: str, limit: Future[float], content: bytes) -> Verdict:
         limits = self.limits.with_cpu(math.ceil(limit.result()))
-        key = content_key(content.hex(), repr(limits), *self.missing_layers)
+        key = content_key(content.hex(), repr(limits), *self.layers)
         if self.store is not None and (known := self.store.get(key)) is not None:
             with self._lock:
                 self.cache_hits += 1
             return known
-        verdict = runner.grade(prompt, response, self._tests_of(prompt.problem_id), limits, self.missing_layers)
+        verdict = runner.grade(prompt, response, self._tests_of(prompt.problem_id), limits)
         if self.store is not None:
             self.store.put(key, verdict)
         return verdict
@@ -261,25 +271,6 @@ class Grader(Batches):
         if (problem := self._keys.get(problem_id)) is None:
             problem = self._keys[problem_id] = problem_key(self.problems[problem_id])
         return content_key(problem, prompt.mode, prompt.markers, extract_program(response))
-
-
-def check_layers(allow_missing: tuple[str, ...]) -> tuple[str, ...]:
-    """The sandbox layers that this machine lacks and the user allows to be missing; UserError for any other."""
-    for name in allow_missing:
-        if name not in sandbox.WAIVABLE:
-            raise UserError(f"sandbox layer {name!r} cannot be waived; only {', '.join(sandbox.WAIVABLE)} can")
-    have = sandbox.available()
-    missing = tuple(layer for layer in sandbox.LAYERS if layer not in have)
-    for layer in missing:
-        if layer not in allow_missing:
-            remedy = f"{CONTAINER}, on a kernel that has it"
-            waive = (
-                f", or allow it to be missing with --sandbox-allow-missing {layer} (training: --env.sandbox-allow-missing {layer})"
-                if layer in sandbox.WAIVABLE
-                else ""
-            )
-            raise UserError(f"sandbox layer {layer!r} is missing on this machine; {remedy}{waive}")
-    return missing
 
 
 def _went_wrong(future: Future[Verdict]) -> bool:

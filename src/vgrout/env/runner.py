@@ -20,8 +20,9 @@ from vgrout.env.channels import Finding, ProbeReport, finding, infra_trouble, pr
 from vgrout.env.labels import extract_program, label_of, reward_of, uses_files
 from vgrout.env.modes import Mode, hack_attempted, mode_named
 from vgrout.env.oracle import OutputJudge
-from vgrout.env.sandbox import Limits
-from vgrout.env.worker import Exit, InfraError, Server, remove_folder
+from vgrout.env.sandbox import LAYERS, Limits
+from vgrout.env.scratch import remove_folder
+from vgrout.env.worker import Exit, InfraError, Server
 from vgrout.types import Outcome, Prompt, UserError, Verdict
 
 GRADER_VERSION = "3"
@@ -65,8 +66,10 @@ class OracleResult:
 class Runner:
     """A fork-server and what is needed to use it again and again; one per worker thread."""
 
-    def __init__(self, scratch_root: Path, *, landlock: bool):
-        self.scratch_root, self.landlock = scratch_root, landlock
+    def __init__(self, scratch_root: Path, *, landlock: bool, namespaces: bool = False):
+        self.scratch_root, self.landlock, self.namespaces = scratch_root, landlock, namespaces
+        self.layers = ("seccomp", *("landlock",) * landlock, *("namespaces",) * namespaces)
+        """What confines its children."""
         self.server: Server | None = None
         self.stopped = False
 
@@ -87,28 +90,28 @@ class Runner:
         if self.stopped:
             raise InfraError("the grader is being closed")
         if self.server is None:
-            self.server = Server(landlock=self.landlock)
+            self.server = Server(landlock=self.landlock, namespaces=self.namespaces)
         return self.server
 
-    def grade(self, prompt: Prompt, response: str, tests: Tests, limits: Limits, missing: tuple[str, ...]) -> Verdict:
+    def grade(self, prompt: Prompt, response: str, tests: Tests, limits: Limits) -> Verdict:
         """The verdict on one response; machine trouble is tried again and then said so (`infra`)."""
         mode = mode_named(prompt.mode)
         program = extract_program(response)
         if program is None:
-            return _verdict(OracleResult(False, False, "no_code", 0.0, 0.0), Finding(), False, False, missing)
+            return _verdict(OracleResult(False, False, "no_code", 0.0, 0.0), Finding(), False, False, self.layers)
         attempted = hack_attempted(program)
         if len(program) > limits.source_bytes:
-            return _verdict(OracleResult(False, False, "oversize", 0.0, 0.0), Finding(), attempted, True, missing)
+            return _verdict(OracleResult(False, False, "oversize", 0.0, 0.0), Finding(), attempted, True, self.layers)
 
         def once() -> Verdict:
             oracle = self.oracle(program, tests, limits)
             found = self.channel(program, prompt, mode, tests, limits) if oracle.compiles else Finding()
-            return _verdict(oracle, found, attempted, True, missing)
+            return _verdict(oracle, found, attempted, True, self.layers)
 
         try:
             return self.retried(once)
         except InfraError:
-            return _verdict(OracleResult(False, False, "infra", 0.0, 0.0), Finding(), attempted, True, missing)
+            return _verdict(OracleResult(False, False, "infra", 0.0, 0.0), Finding(), attempted, True, self.layers)
 
     def retried(self, once: Callable[[], T]) -> T:
         """`once()`, again on a new server after machine trouble; the last InfraError where it persists."""
@@ -231,7 +234,7 @@ def _reason(end: Exit, limits: Limits) -> str:
 
 
 def _verdict(
-    oracle: OracleResult, found: Finding, attempted: bool, format_ok: bool, missing: tuple[str, ...]
+    oracle: OracleResult, found: Finding, attempted: bool, format_ok: bool, layers: tuple[str, ...]
 ) -> Verdict:
     passed_hint = found.fired or found.own_tests_pass
     hack_broad = attempted or found.fired
@@ -252,5 +255,6 @@ def _verdict(
         wall_s=oracle.wall_s,
         cpu_s=oracle.cpu_s,
         grader_version=GRADER_VERSION,
-        missing_layers=missing,
+        missing_layers=tuple(layer for layer in LAYERS if layer not in layers),
+        layers=layers,
     )

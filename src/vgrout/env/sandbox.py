@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass, replace
 
 from vgrout.env import seccomp
+from vgrout.env.syscalls import this_architecture
 
 MIB = 1024 * 1024
 LAYERS = ("seccomp", "landlock")
@@ -25,7 +26,6 @@ RESULT_FD = 3
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _SIGKILL = 9
-_SYS_SECCOMP, _SYS_CAPSET = 317, 126
 _SYS_LANDLOCK_CREATE, _SYS_LANDLOCK_ADD, _SYS_LANDLOCK_RESTRICT = 444, 445, 446
 _SECCOMP_SET_MODE_FILTER, _SECCOMP_GET_ACTION_AVAIL, _SECCOMP_SPEC_ALLOW = 1, 2, 4
 _FS_WRITE_FILE, _FS_READ_FILE, _FS_READ_DIR, _FS_REMOVE_FILE = 1 << 1, 1 << 2, 1 << 3, 1 << 5
@@ -109,7 +109,11 @@ class Confinement:
         libc = _libc()
         self._prctl, self._syscall = libc.prctl, libc.syscall
         self._server = os.getpid()
-        self._programs = {p: _filter_program(seccomp.program(p)) for p in ("closed", "scratch")}
+        here = this_architecture()
+        if here is None:
+            raise OSError("seccomp: no system-call table for this machine")
+        self._seccomp, self._capset = here.numbers["seccomp"], here.numbers["capset"]
+        self._programs = {p: _filter_program(seccomp.program(p, here)) for p in ("closed", "scratch")}
         self._abi = landlock_abi() if landlock else 0
         self._handled = _handled_by(self._abi)
         self._ruleset = self._create_ruleset() if landlock else None
@@ -149,9 +153,9 @@ class Confinement:
         os.closerange(RESULT_FD + 1, 65536)
         for which, value in rlimits:
             resource.setrlimit(which, value)
-        _call("capabilities", self._syscall, _SYS_CAPSET, *self._capabilities)
+        _call("capabilities", self._syscall, self._capset, *self._capabilities)
         filter_program = self._programs["closed" if scratch is None else "scratch"]
-        arguments = (_SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, _SECCOMP_SPEC_ALLOW, filter_program)
+        arguments = (self._seccomp, _SECCOMP_SET_MODE_FILTER, _SECCOMP_SPEC_ALLOW, filter_program)
         _call("seccomp", self._syscall, *arguments)
 
     def rehearse(self, rlimits: Rlimits) -> None:
@@ -199,8 +203,9 @@ def _filter_program(instructions: bytes) -> ctypes._Pointer:
 
 
 def _seccomp_works() -> bool:
+    here = this_architecture()
     allow = struct.pack("=I", 0x7FFF0000)
-    return _libc().syscall(_SYS_SECCOMP, _SECCOMP_GET_ACTION_AVAIL, 0, allow) == 0
+    return here is not None and _libc().syscall(here.numbers["seccomp"], _SECCOMP_GET_ACTION_AVAIL, 0, allow) == 0
 
 
 def _libc() -> ctypes.CDLL:

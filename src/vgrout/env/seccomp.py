@@ -16,30 +16,21 @@ import platform
 import struct
 from typing import Literal
 
+from vgrout.env.syscalls import Architecture, this_architecture
+
 Profile = Literal["closed", "scratch"]
 
-
-def _numbers(table: str) -> dict[str, int]:
-    words = table.split()
-    return dict(zip(words[::2], map(int, words[1::2]), strict=True))
-
-
-_X86_64_COMPUTE = _numbers("""
-    read 0  write 1  close 3  fstat 5  poll 7  lseek 8  munmap 11  brk 12  rt_sigaction 13  rt_sigprocmask 14
-    rt_sigreturn 15  pread64 17  readv 19  writev 20  select 23  sched_yield 24  mremap 25  madvise 28  nanosleep 35
-    getpid 39  exit 60  uname 63  getcwd 79  gettimeofday 96  getrusage 98  sysinfo 99  times 100  getuid 102
-    getgid 104  geteuid 107  getegid 108  getppid 110  sigaltstack 131  gettid 186  time 201  futex 202
-    sched_getaffinity 204  restart_syscall 219  clock_gettime 228  clock_getres 229  clock_nanosleep 230
-    exit_group 231  pselect6 270  ppoll 271  getrandom 318  rseq 334
-""")
-# `truncate` by path is left out: Landlock confines it only from ABI 3 on.
-_X86_64_FILES = _numbers("""
-    open 2  stat 4  lstat 6  access 21  fsync 74  fdatasync 75  ftruncate 77  rename 82  unlink 87  readlink 89
-    getdents64 217  openat 257  newfstatat 262  unlinkat 263  renameat 264  readlinkat 267  faccessat 269
-    renameat2 316  statx 332  faccessat2 439
-""")
-_X86_64_MMAP, _X86_64_MPROTECT, _X86_64_IOCTL, _X86_64_FCNTL = 9, 10, 16, 72
-_AUDIT_ARCH_X86_64 = 0xC000003E
+COMPUTE = """
+    read write close fstat poll lseek munmap brk rt_sigaction rt_sigprocmask rt_sigreturn pread64 readv writev select
+    sched_yield mremap madvise nanosleep getpid exit uname getcwd gettimeofday getrusage sysinfo times getuid getgid
+    geteuid getegid getppid sigaltstack gettid time futex sched_getaffinity restart_syscall clock_gettime clock_getres
+    clock_nanosleep exit_group pselect6 ppoll getrandom rseq
+"""
+# `truncate` by path is left out: Landlock confines it only from ABI 3 on. So is `renameat2`, which can make a device.
+FILES = """
+    open stat lstat access fsync fdatasync ftruncate rename unlink readlink getdents64 openat newfstatat unlinkat renameat
+    readlinkat faccessat statx faccessat2
+"""
 
 _PROT_EXEC = 4
 _FCNTL_COMMANDS = (1, 2, 3, 1030)
@@ -54,35 +45,35 @@ _OFFSET_NR, _OFFSET_ARCH = 0, 4
 
 def supported() -> bool:
     """Whether there is a system-call table for this machine."""
-    return platform.system() == "Linux" and platform.machine() == "x86_64"
+    return platform.system() == "Linux" and this_architecture() is not None
 
 
-def program(profile: Profile) -> bytes:
+def program(profile: Profile, architecture: Architecture) -> bytes:
     """The filter as an array of `struct sock_filter`, ready for the kernel.
 
     A search tree over the call numbers, not a list: the kernel runs every filter that is installed on all numbers there
     are, to remember which are always allowed, and each child pays for that.
     """
-    calls = _X86_64_COMPUTE | (_X86_64_FILES if profile == "scratch" else {})
+    calls = architecture.some(COMPUTE + (FILES if profile == "scratch" else ""))
     backwards = [_op(_RETURN, _DENY), _op(_RETURN, _ALLOW)]
     entries: dict[int, int] = dict.fromkeys(calls.values(), 2)
-    for number, body in _CHECKED.items():
+    for name, body in _CHECKED.items():
         backwards += reversed(body)
-        entries[number] = len(backwards)
+        entries[architecture.numbers[name]] = len(backwards)
     _search(_segments(entries, deny=1), backwards)
     head = [
         _op(_LOAD, _OFFSET_ARCH),
-        _op(_JUMP_EQUAL, _AUDIT_ARCH_X86_64, 1, 0),
+        _op(_JUMP_EQUAL, architecture.audit, 1, 0),
         _op(_RETURN, _KILL),
         _op(_LOAD, _OFFSET_NR),
     ]
     return b"".join([*head, *reversed(backwards)])
 
 
-def allowed_numbers(profile: Profile) -> frozenset[int]:
+def allowed_numbers(profile: Profile, architecture: Architecture) -> frozenset[int]:
     """Every call number that the profile lets through for at least some arguments."""
-    files = set(_X86_64_FILES.values()) if profile == "scratch" else set()
-    return frozenset(set(_X86_64_COMPUTE.values()) | files | _CHECKED.keys())
+    names = COMPUTE + " ".join(_CHECKED) + (FILES if profile == "scratch" else "")
+    return frozenset(architecture.some(names).values())
 
 
 def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
@@ -106,10 +97,10 @@ def _without_bits(index: int, bits: int) -> list[bytes]:
 
 
 _CHECKED = {
-    _X86_64_FCNTL: _one_of(1, _FCNTL_COMMANDS),
-    _X86_64_IOCTL: _one_of(1, _IOCTL_REQUESTS),
-    _X86_64_MMAP: _without_bits(2, _PROT_EXEC),
-    _X86_64_MPROTECT: _without_bits(2, _PROT_EXEC),
+    "fcntl": _one_of(1, _FCNTL_COMMANDS),
+    "ioctl": _one_of(1, _IOCTL_REQUESTS),
+    "mmap": _without_bits(2, _PROT_EXEC),
+    "mprotect": _without_bits(2, _PROT_EXEC),
 }
 """What decides on the calls whose arguments are checked."""
 

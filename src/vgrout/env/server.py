@@ -15,7 +15,7 @@ Every page of memory that a child, or this process after a fork, writes to is co
 grade costs. Hence what all children need is made before the fork, and a rehearsal leaves the interpreter's caches warm.
 
 Run as `python -s -S -P server.py CONFIG` with CONFIG a JSON object: control (descriptor), root (the folder that holds
-the package), modules and paths (third-party modules to preload and their folders), landlock (bool). The environment
+the package), modules and paths (third-party modules to preload and their folders), landlock and namespaces (bool). The environment
 holds nothing but PYTHONHASHSEED, so that the order of a set, and with it a verdict, is the same in every server.
 """
 
@@ -60,6 +60,11 @@ MOMENT_MS = 4
 def main() -> None:
     """Load, announce readiness, then serve until the parent is gone."""
     config = json.loads(sys.argv[1])
+    if config["namespaces"]:
+        sys.path.insert(0, config["root"])
+        from vgrout.env import namespaces
+
+        namespaces.enter()
     control = socket.socket(fileno=config["control"])
     sys.argv, sys.orig_argv = ["solution.py"], ["solution.py"]
     server = Server(control, *load(config))

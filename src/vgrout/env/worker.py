@@ -26,6 +26,7 @@ from typing import Literal
 
 from vgrout.env.descriptors import Descriptors
 from vgrout.env.sandbox import Limits
+from vgrout.env.scratch import folder_is_over
 from vgrout.env.server import ENDED, FAILED, MESSAGE, READY
 
 THIRD_PARTY = ("sortedcontainers",)
@@ -63,7 +64,7 @@ class Exit:
 class Server:
     """One fork-server process. Not thread-safe: each worker thread has its own."""
 
-    def __init__(self, *, landlock: bool):
+    def __init__(self, *, landlock: bool, namespaces: bool = False):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         config = {
             "control": theirs.fileno(),
@@ -71,6 +72,7 @@ class Server:
             "modules": list(THIRD_PARTY),
             "paths": [_folder_of(name) for name in THIRD_PARTY],
             "landlock": landlock,
+            "namespaces": namespaces,
         }
         script = Path(__file__).with_name("server.py")
         try:
@@ -206,7 +208,8 @@ class _Child:
         if kind == ENDED:
             self.end = number, cpu_s
         else:
-            self.pid, (self.pidfd,) = number, received
+            (self.pidfd,) = received
+            self.pid = _pid_here(self.pidfd) or number
 
     def _watch(self, start: float, scratch: Path | None) -> None:
         """Read what the child reports and prints until it has closed both, or has been killed."""
@@ -274,22 +277,15 @@ class _Child:
             return self.limits.wall_s * max(0.0, load - 1)
 
 
+def _pid_here(pidfd: int) -> int:
+    """The process' number as this process sees it: in namespaces of its own the fork-server knows another. 0 once gone."""
+    text = Path(f"/proc/self/fdinfo/{pidfd}").read_text()
+    return max(0, next((int(line[4:]) for line in text.splitlines() if line.startswith("Pid:")), 0))
+
+
 @lru_cache(maxsize=64)
 def _job_text(limits: Limits, fds: tuple[str, ...], prelude: tuple[str, ...]) -> bytes:
     return json.dumps({"limits": asdict(limits), "fds": fds, "prelude": prelude}).encode()
-
-
-def folder_is_over(folder: Path, limits: Limits) -> bool:
-    """Whether a scratch folder holds more files than allowed."""
-    with os.scandir(folder) as entries:
-        return sum(1 for _ in entries) > limits.files
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a scratch folder; it is flat, because nothing but plain files can be made in it."""
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
 
 
 def _folder_of(module: str) -> str:
