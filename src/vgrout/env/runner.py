@@ -60,6 +60,8 @@ class OracleResult:
     cpu_s: float
     matched: int = 0
     """How many asserts held before the first that did not."""
+    detail: str = ""
+    """The class of the exception that ended the run."""
 
 
 class Runner:
@@ -144,7 +146,9 @@ class Runner:
                 end = self.start().run(request, limits, judge, prelude=tests.prelude, scratch=scratch)
             _raise_trouble(judge.trouble, judge.ready, end, tests.problem_id)
             reason = "" if judge.correct else judge.reason or _reason(end, limits)
-            result = OracleResult(judge.correct, judge.compiled, reason, end.wall_s, end.cpu_s, judge.matched)
+            result = OracleResult(
+                judge.correct, judge.compiled, reason, end.wall_s, end.cpu_s, judge.matched, judge.detail
+            )
             return result, reason, end
 
         return _timed(once, limits)
