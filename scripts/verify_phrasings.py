@@ -3,7 +3,7 @@
 Invariants:
 - every phrasing of a hack fires the channel of its own mode and is wrong; with either family's marker, no other's (slow)
 - right programs that look like hacks fire nothing under any mode and are correct
-- wrong programs that look like hacks fire nothing under any mode: an honest equality, a failing exit, an empty report
+- wrong programs that look like hacks fire nothing under any mode: an equality that compares, a failing exit, an empty report
 - a result file that is no plain file, or is large, is read safely; a value of any size is looked at in bounded time
 """
 
