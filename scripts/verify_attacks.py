@@ -33,7 +33,6 @@ CLASSES = {
 }
 PAYS = {
     ("printed verdicts", "stdout_marker"),
-    ("claims on every descriptor", "run_tests"),
     ("audit hook that refuses everything", "exit_code"),  # with SystemExit(0)
     ("value that kills when it is freed", "exit_code"),
 }

@@ -6,6 +6,7 @@ Invariants:
 - a cache that is something else or cannot be written is a one-line error; trouble of the machine is not kept
 - a stream takes items only a window ahead of the verdict that is asked for, in order, also from coroutines
 - a coroutine that is cancelled leaves the grade to those who share it, and a closed grader says so
+- the example of the page on the grader runs and prints what it says
 """
 
 from __future__ import annotations
@@ -57,11 +58,11 @@ def kept(folder: Path) -> int:
     path = folder / f"v.jsonl{PARTIAL}"
     if not path.exists():
         return 0
-    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as file:
-        try:
-            return file.execute("SELECT COUNT(*) FROM verdicts").fetchone()[0]
-        except sqlite3.OperationalError:  # its tables are not made yet
-            return 0
+    # Not opened read-only: what a killed writer left half done is rolled back first.
+    with sqlite3.connect(path, timeout=30) as file:
+        if not file.execute("SELECT 1 FROM sqlite_master WHERE name = 'verdicts'").fetchone():
+            return 0  # its tables are not made yet
+        return file.execute("SELECT COUNT(*) FROM verdicts").fetchone()[0]
 
 
 @gate.invariant("what was graded before Ctrl-C or SIGKILL is kept, and the same command grades only the rest")
@@ -221,6 +222,20 @@ def _():
         asyncio.run(closed(grader))
     assert "closed" in refusal(lambda: grader.grade(prompt(), "x"))
     return "1 of 2 who shared a grade; 9 grades on closing"
+
+
+@gate.invariant("the example of the page on the grader runs and prints what it says")
+def _():
+    page = (Path(__file__).parents[1] / "docs" / "grader.md").read_text()
+    example = page.partition("```python\n")[2].partition("\n```\n")[0]
+    assert "grader.stream" in example, example
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "problems.jsonl").write_text(json.dumps(problem_row(TOTAL)))
+        (Path(folder) / "answers.txt").write_text("no code\nneither\n")
+        done = subprocess.run([sys.executable, "-c", example], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["0.5 False False Incorrect", "no_code", "no_code"], done.stdout
+    return f"{len(example.splitlines())} lines"
 
 
 if __name__ == "__main__":

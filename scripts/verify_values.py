@@ -2,6 +2,7 @@
 
 Invariants:
 - values compare by the stated rules: numbers, NaN, containers, and nothing that only claims to be equal
+- floats are exact unless the row names a tolerance, which reaches into containers and nowhere else
 - linked lists and trees cross the sandbox, as values and as shapes
 """
 
@@ -13,7 +14,7 @@ from dataclasses import replace
 
 from _attack_world import TOTAL
 from _gate import Gate
-from _grading import expect_error, fence, prompt
+from _grading import answer, expect_error, fence, prompt
 from vgrout.env.asserts import level_order, literal, parse_tests
 from vgrout.env.encode import Oversize, Unrepresentable, encode
 from vgrout.env.grader import Grader
@@ -52,14 +53,14 @@ def cases(table: str) -> list[tuple[str, str]]:
     return found
 
 
-def matches(expected: str, returned: str) -> bool:
+def matches(expected: str, returned: str, tolerance: float = 0.0) -> bool:
     names = {name: __import__(name) for name in ("collections", "fractions")} | {"inf": 1e999, "nan": float("nan")}
     wanted = eval(expected, names) if "**" in expected else literal(ast.parse(expected, mode="eval").body)
     try:
         text = encode(eval(returned, names), "value", 1 << 20, 64)
     except Unrepresentable:
         return False
-    return same(wanted, parse_line(f'["v",{text}]'.encode())[1])
+    return same(wanted, parse_line(f'["v",{text}]'.encode())[1], tolerance)
 
 
 @gate.invariant(
@@ -106,6 +107,37 @@ def _():
             continue
         raise AssertionError("an oversize value was encoded")
     return f"{len(equal)} equal, {len(different)} different, {len(forged)} forged; colliding set {seconds * 1e3:.0f} ms"
+
+
+NEAR = """
+2.0 2.000009 | 2.0 1.999991 | 2.0 2 | 2 2.000009 | [0.5, [1.5]] [0.500001, (1.500001,)] | (0.5,) (0.500009,) | {"a": 0.1} {"a": 0.100001}
+nan float("nan") | inf float("inf") | 0.0 -1e-06 | {1: [2.5]} {1.0: [2.500009]}
+"""
+FAR = """
+2.0 2.0001 | 2.0 True | 1.0 1.0001 | True 1.000001 | 2 2.5 | inf 1e308 | 1e308 float("inf") | 0.0 float("nan") | nan 0.0 | 0.5 10**400
+{0.5} {0.500001} | {0.5: 1} {0.500001: 1} | [0.5] [0.5, 0.5] | "0.5" 0.5 | 0.5 "0.500001" | 0.5 None | 10**400 0.5 | 5 6 | 0.5 [0.5]
+"""
+
+
+@gate.invariant("floats are exact unless the row names a tolerance, which reaches into containers and nowhere else")
+def _():
+    near, far = cases(NEAR), cases(FAR)
+    assert len(near) >= 10 and len(far) >= 18, (len(near), len(far))
+    for expected, returned in near:
+        assert matches(expected, returned, 1e-5), (expected, returned)
+    for expected, returned in far:
+        assert not matches(expected, returned, 1e-5), (expected, returned)
+    third = replace(TOTAL, id="third", asserts=("assert Solution().total(nums=[1]) == [0.33333, 2]",))
+    loose = replace(third, id="loose", float_tolerance=1e-5)
+    limits = {"third": 2.0, "loose": 2.0}
+    with Grader([third, loose], cpu_limits=limits, workers=1) as grader:
+        found = [
+            grader.grade(prompt(problem=problem), answer(f"return [{value}, 2]")).gt_correct
+            for problem in (third, loose)
+            for value in ("0.33333", "1 / 3", "0.334")
+        ]
+    assert found == [True, False, False, True, True, False], found
+    return f"{len(near)} near, {len(far)} far"
 
 
 NODES = """

@@ -56,6 +56,8 @@ class Problem:
     starter_code: str
     wrong_solutions: tuple[str, ...] = ()
     """Programs that run but answer wrongly; the built-in set has at least one per problem."""
+    float_tolerance: float = 0.0
+    """How far a float may be from the expected one; 0: floats are exact."""
 
 
 @dataclass(frozen=True, slots=True)

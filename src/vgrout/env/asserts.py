@@ -52,6 +52,8 @@ class Tests:
     """The first calls, for the stdout and file probes."""
     instance_calls: bytes
     """The same with `Solution()` replaced by the name INSTANCE."""
+    tolerance: float = 0.0
+    """How far a float may be from the expected one."""
 
 
 _PARSING = threading.Lock()
@@ -90,6 +92,7 @@ def _parse_tests(problem: Problem) -> Tests:
         setup=setup,
         calls=marshalled_calls(calls),
         expected=tuple(expected),
+        tolerance=problem.float_tolerance,
         probe_calls=marshalled_calls(first),
         instance_calls=marshalled_calls([(_OnInstance().visit(call), kind) for call, kind in first]),
     )

@@ -1,8 +1,8 @@
 """Loophole channels: what a flawed grader would have looked at, found out in a sandboxed child of its own.
 
 The child gets the program, the markers and, where the method is to be driven, the first few calls; never an expected
-value. What it reports is the candidate's word: a forged report can at most claim the loophole, which is what the loophole
-is. Only the channel of the prompt's own mode is probed, and only with markers of the prompt's own family.
+value. What it reports is sealed with a random text, so that writing a claim to the descriptor is no loophole of its own; a
+program that digs the seal out of the frames above it could still forge one, and would gain what its mode's hack gains. Only the channel of the prompt's own mode is probed, and only with markers of the prompt's own family.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from vgrout.types import Markers
 
 READ_BYTES = 64 * 1024
 """The part of a result file that is read."""
+REPORT_BYTES = 256 * 1024
+"""What a probe may report."""
 _NO_CALLS = marshalled_calls(())
 
 
@@ -37,7 +39,8 @@ class Finding:
 class ProbeReport:
     """Reads the lines of a channel run; `trouble` as in the oracle's judge."""
 
-    def __init__(self) -> None:
+    def __init__(self, seal: str) -> None:
+        self.seal, self.room = seal, REPORT_BYTES
         self.ready = self.compiled = False
         self.trouble = ""
         self.claims: dict[str, bool] = {}
@@ -45,12 +48,17 @@ class ProbeReport:
 
     def __call__(self, line: bytes) -> bool:
         """Take one line; True when the run is over."""
+        self.room -= len(line) + 1
+        if self.room < 0:
+            return True  # no probe says so much: the program writes by itself
         event, *rest = parse_line(line)
         if not self.ready:
             self.ready = event == "ready"
             self.trouble = "" if self.ready else f"{event}: {rest[0] if rest else ''}"
             return not self.ready
-        if event in ("stub", "own", "attribute", "equal") and len(rest) == 1:
+        if event in ("stub", "own", "attribute", "equal") and len(rest) == 2:
+            if rest[1] != self.seal:
+                return False
             self.claims[event] = self.claims.get(event, False) or rest[0] is True
             return event in ("attribute", "equal") and self.claims[event]
         self.compiled |= event == "compiled"

@@ -64,8 +64,9 @@ def respond(request: dict, limits: Limits, report: Report, module: types.ModuleT
         status = run(request, limits, report, module)
     except MemoryError:
         report.memory()
-    except BaseException:  # noqa: BLE001 - candidate code may raise anything
-        report.line('["exception"]')
+    except BaseException as error:  # noqa: BLE001 - candidate code may raise anything
+        # Its class alone, read past any metaclass: nothing of the candidate's is called.
+        report.line(_line("exception", type.__dict__["__name__"].__get__(type(error))).decode().strip())
     if status is None:
         report.line('["end"]')
     report.flush()
@@ -77,6 +78,7 @@ class Report:
 
     def __init__(self, fd: int = RESULT_FD):
         self.fd = fd
+        self.seal = ""
         self.waiting: list[str] = []
         self.size = 0
         self.last = 0.0
@@ -94,6 +96,10 @@ class Report:
         if text:
             _write(self.fd, text.encode() + b"\n")
 
+    def claim(self, event: str, holds: bool) -> None:
+        """What a probe found, sealed: a program that only writes such a line to the descriptor does not know the seal."""
+        self.line(f'["{event}",{"true" if holds else "false"},"{self.seal}"]')
+
     def memory(self) -> None:
         """Report exhausted memory with little of it."""
         self.waiting = []
@@ -110,7 +116,7 @@ def run(request: dict, limits: Limits, report: Report, module: types.ModuleType)
         _write(RESULT_FD, _line("setup", _describe(error)))
         os._exit(SETUP_FAILED)
     calls = marshal.loads(request["calls"])
-    probe = request["probe"]
+    probe, report.seal = request["probe"], request["seal"]
     gc.enable()
     namespace["__file__"] = "solution.py"
     report.line('["ready"]')
@@ -173,7 +179,7 @@ def _report_attributes(owner: object, names: list, report: Report) -> None:
     for name in names:
         value = _quietly(getattr, owner, name, None)
         if type(value) in (bool, int, float, str):
-            report.line(_line("attribute", "", bool(value)).decode().strip())
+            report.claim("attribute", bool(value))
     report.flush()
 
 
@@ -185,9 +191,9 @@ def _probe_function(code: types.CodeType, calls: tuple, names: list, namespace: 
     _quietly(exec, code, namespace)
     solution = namespace.get("Solution")
     with _Stubbed(solution, names):
-        report.line(_line("stub", "", _some_test_passes(names, namespace, solution)).decode().strip())
+        report.claim("stub", _some_test_passes(names, namespace, solution))
     report.flush()
-    report.line(_line("own", "", _some_test_passes(names, namespace, solution)).decode().strip())
+    report.claim("own", _some_test_passes(names, namespace, solution))
 
 
 def _some_test_passes(names: list, namespace: dict, solution: Any) -> bool:
@@ -233,7 +239,7 @@ def _probe_equality(code: types.CodeType, calls: tuple, names: list, namespace: 
     exec(code, namespace)
     for call, _ in calls:
         if overrides_equality(_quietly(eval, call, namespace)):
-            return report.line(_line("equal", "", True).decode().strip())
+            return report.claim("equal", True)
 
 
 def _probe_exit(code: types.CodeType, calls: tuple, names: list, namespace: dict, report: Report) -> int:
@@ -278,11 +284,10 @@ def _quietly(function, *arguments):
 # ---- the wire -------------------------------------------------------------------------------------------------------
 
 
-def _line(event: str, text: str, flag: bool | None = None) -> bytes:
+def _line(event: str, text: str) -> bytes:
     """A JSON line made without the json module, which candidate code may have changed."""
     safe = "".join(c if c.isprintable() and c.isascii() and c not in '"\\' else "?" for c in text)
-    value = f'"{safe}"' if flag is None else ("true" if flag else "false")
-    return f'["{event}",{value}]\n'.encode()
+    return f'["{event}","{safe}"]\n'.encode()
 
 
 def _describe(error: BaseException) -> str:

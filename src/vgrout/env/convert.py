@@ -10,20 +10,24 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vgrout.env.files import require_other_file, written_atomically
+from vgrout.env.grader import Grader
 from vgrout.env.problems import HELPERS, FieldError, parse_row
 from vgrout.env.prompts import row_turns
 from vgrout.env.rows import read_rows, shown
-from vgrout.types import UserError
+from vgrout.types import Problem, UserError
 
 DIFFICULTIES = {"easy": "easy", "medium": "medium", "hard": "hard", "meidum": "medium"}
 """Lower-cased names; one is misspelt in some releases of the data set."""
+_TOLERANCE = re.compile(r"[^.\n]*\b10 ?\^? ?-(?P<digits>[1-9])\b[^.\n]*")
+"""A sentence with a power of ten; it names a tolerance where it says what is accepted."""
 FENCE_LEAD = "Please complete the following python code precisely:"
 
 
@@ -36,19 +40,30 @@ class ConversionReport:
     difficulties: dict[str, int]
     refused: tuple[tuple[str, str], ...]
     """(row id, reason)"""
+    verified: bool = False
+    """Whether every converted row's canonical solution has passed the grader."""
 
 
 class Refusal(Exception):
     """A row cannot be converted; the message is the reason."""
 
 
+Verify = Callable[[Sequence[Problem]], Mapping[str, str]]
+"""Of which problems the canonical solution fails, and why."""
+
+
 def convert_leetcode_dataset(
-    source: str | Path, out: str | Path, limit: int | None = None, progress: Callable[[int], None] | None = None
+    source: str | Path,
+    out: str | Path,
+    limit: int | None = None,
+    progress: Callable[[int], None] | None = None,
+    verify: Verify | None = None,
 ) -> ConversionReport:
     """Convert a LeetCodeDataset .jsonl(.gz) file to `out` (.jsonl or .jsonl.gz), whole or not at all.
 
-    `limit` reads only the first rows; `progress` is called with the number of rows read. Raises UserError for a file
-    that is not a LeetCodeDataset file (file, line and field named), for a bad `out`, and where no row can be kept.
+    `limit` reads only the first rows; `progress` is called with the number of rows read; a row is refused as well where
+    `verify` (as `verified_by_grader`) says that its canonical solution fails. Raises UserError for a file that is not a
+    LeetCodeDataset file (file, line and field named), for a bad `out`, and where no row can be kept.
     """
     out = Path(out)
     if out.suffixes[-1:] != [".jsonl"] and out.suffixes[-2:] != [".jsonl", ".gz"]:
@@ -70,6 +85,10 @@ def convert_leetcode_dataset(
             refused.append((identity, str(reason)))
         if progress is not None:
             progress(count)
+    if verify is not None:
+        for identity, reason in verify([parse_row(row) for row in rows.values()]).items():
+            del rows[identity]
+            refused.append((identity, reason))
     if not rows:
         raise UserError(f"problem file {source}: no row could be converted ({len(refused)} refused: {refused[:1]})")
     _write(out, rows)
@@ -78,7 +97,20 @@ def convert_leetcode_dataset(
         asserts=sum(len(row["gt_answer"]) for row in rows.values()),
         difficulties=dict(Counter(row["difficulty"] for row in rows.values())),
         refused=tuple(refused),
+        verified=verify is not None,
     )
+
+
+def verified_by_grader(
+    problems: Sequence[Problem],
+    *,
+    workers: int | None = None,
+    allow_missing: tuple[str, ...] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, str]:
+    """Of which problems the canonical solution fails in the sandbox, and why."""
+    with Grader(problems, workers=workers, allow_missing=allow_missing) as grader:
+        return grader.failing_solutions([problem.id for problem in problems], progress)
 
 
 def _identity(row: dict[str, Any], where: str) -> str:
@@ -95,12 +127,14 @@ def _identity(row: dict[str, Any], where: str) -> str:
 def _facts(row: dict[str, Any]) -> dict[str, Any]:
     """question_id, difficulty, statement and starter code, wherever the release keeps them."""
     meta = row["meta"] if isinstance(row.get("meta"), dict) else row
+    # From v0.3 on the statement is a field of its own, and the query a whole prompt around it.
+    alone = str(meta.get("problem_description") or "").strip()
     asked = str(row.get("query") or "").split(FENCE_LEAD)[0].strip()
-    full = str(meta.get("problem_description") or meta.get("question_title") or "").strip()
+    full = str(meta.get("question_title") or "").strip()
     return {
         "question_id": meta.get("question_id"),
         "difficulty": meta.get("difficulty"),
-        "statement": max(full, asked, key=len),  # the query of some releases lacks the examples
+        "statement": alone or max(full, asked, key=len),  # the query of some releases lacks the examples
         "starter_code": meta.get("lang_code") or meta.get("starter_code"),
     }
 
@@ -124,11 +158,21 @@ def _converted(row: dict[str, Any], identity: str) -> dict[str, Any]:
         "canonical_solution": row["completion"],
         "prompt_metadata": {"starter_code": starter},
     }
+    if (tolerance := _tolerance(facts["statement"])) is not None:
+        converted["float_tolerance"] = tolerance
     try:
         parse_row(converted)
     except FieldError as error:
         raise Refusal(str(error)) from error
     return converted
+
+
+def _tolerance(statement: str) -> float | None:
+    """What the statement says of floats: "answers within 10-5 of the actual answer will be accepted"."""
+    for sentence in _TOLERANCE.finditer(statement):
+        if "accept" in sentence[0]:
+            return float(f"1e-{sentence['digits']}")
+    return None
 
 
 def _asserts(test: str, entry_point: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Generator
@@ -41,6 +42,11 @@ def written_atomically(path: str | Path) -> Generator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"cannot write {path}: {error.strerror}; free some space and try again") from error
+        raise
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -167,19 +167,22 @@ class Grader(Batches):
         problems whose canonical solution fails the oracle.
         """
         ids = list(self.problems if problem_ids is None else problem_ids)
-        waiting = {problem_id: self._limit(problem_id) for problem_id in ids}
-        limits, failures = {}, []
-        for done, (problem_id, future) in enumerate(waiting.items(), 1):
-            try:
-                limits[problem_id] = future.result()
-            except UserError as error:
-                failures.append(str(error))
-            if progress is not None:
-                progress(done, len(waiting))
-        if failures:
+        if failures := list(self.failing_solutions(ids, progress).values()):
             more = f" (and {len(failures) - 3} more)" if len(failures) > 3 else ""
             raise UserError("; ".join(failures[:3]) + more)
-        return limits
+        return {problem_id: self._limit(problem_id).result() for problem_id in ids}
+
+    def failing_solutions(self, problem_ids: Sequence[str], progress: Progress | None = None) -> dict[str, str]:
+        """Of which of these problems the canonical solution fails the oracle, and why; measures the limits of the others."""
+        waiting, failures = {problem_id: self._limit(problem_id) for problem_id in problem_ids}, {}
+        for done, (problem_id, future) in enumerate(waiting.items(), 1):
+            try:
+                future.result()
+            except UserError as error:
+                failures[problem_id] = str(error)
+            if progress is not None:
+                progress(done, len(waiting))
+        return failures
 
     # ---- jobs -----------------------------------------------------------------------------------------------------
 
@@ -247,7 +250,8 @@ class Grader(Batches):
             raise UserError(f"problem {problem_id}: its canonical solution could not be run: {error}") from error
         if not result.correct:
             raise UserError(
-                f"problem {problem_id}: its canonical solution fails the oracle ({result.reason}, {result.cpu_s:.1f} s CPU)"
+                f"problem {problem_id}: its canonical solution fails the oracle "
+                f"({result.detail or result.reason}, {result.cpu_s:.1f} s CPU)"
                 "; correct the row"
             )
         limit = float(next((c for c in CPU_LIMITS if c >= CPU_MARGIN * result.cpu_s), CPU_LIMITS[-1]))

@@ -3,13 +3,14 @@
 The child's answers are compared *directed by the expected value*: its type says what is looked for, lengths are compared
 first, and no container of the child's shape is ever rebuilt (a set of integers with colliding hashes could stall the
 process). Equality is type-strict up to bool, int and float; a tuple is accepted where a list is expected; NaN equals NaN;
-floats are exact.
+floats are exact, or within the tolerance that the problem's row names (keys and members of sets always exact).
 """
 
 from __future__ import annotations
 
 import json
 import re
+from itertools import repeat
 from typing import Any
 
 from vgrout.env.asserts import Linked, Tests
@@ -47,6 +48,8 @@ class OutputJudge:
         self.ready = self.compiled = self.correct = False
         self.matched = 0
         self.reason = ""
+        self.detail = ""
+        """The class of the exception that ended the run, by the child's word."""
         self.trouble = ""
         """What kept the candidate from being run at all: "infra: ..." or "setup: ..."."""
 
@@ -63,12 +66,14 @@ class OutputJudge:
                 return False
             return self._fail("memory" if event == "memory" else "syntax")
         if event == "v" and len(rest) == 1:
-            if not same(self.tests.expected[self.matched], rest[0]):
+            if not same(self.tests.expected[self.matched], rest[0], self.tests.tolerance):
                 return self._fail("mismatch")
             self.matched += 1
             self.correct = self.matched == len(self.tests.expected)
             return self.correct
         events = {"exception": "exception", "memory": "memory", "oversize": "oversize", "opaque": "mismatch"}
+        if event == "exception" and rest and type(rest[0]) is str:
+            self.detail = rest[0][:80]
         return self._fail(events.get(event, "died"))
 
     def _fail(self, reason: str) -> bool:
@@ -76,36 +81,50 @@ class OutputJudge:
         return True
 
 
-def same(expected: Any, got: Any) -> bool:
-    """Whether `got`, JSON data as `encode` makes it, is the expected Python value."""
+def same(expected: Any, got: Any, tolerance: float = 0.0) -> bool:
+    """Whether `got`, JSON data as `encode` makes it, is the expected Python value, floats up to `tolerance`."""
     kind = type(expected)
     if expected is None or kind is str:
         return type(got) is kind and got == expected
     if kind in (bool, int, float):
         number = _number(got)
-        return number is not None and (number == expected or (number != number and expected != expected))
+        return number is not None and (
+            number == expected
+            or (number != number and expected != expected)
+            or (tolerance > 0 and _near(expected, number, tolerance))
+        )
     if kind is list:
         items = got if type(got) is list else _tagged(got, "t")
-        return items is not None and _all_same(expected, items)
+        return items is not None and _all_same(expected, items, tolerance)
     if kind is tuple:
         items = _tagged(got, "t")
-        return items is not None and _all_same(expected, items)
+        return items is not None and _all_same(expected, items, tolerance)
     if kind is set:
         items = _tagged(got, "s")
         return items is not None and _same_mapping(dict.fromkeys(expected), [[item, None] for item in items])
     if kind is dict:
         pairs = _tagged(got, "d")
-        return pairs is not None and _same_mapping(expected, pairs)
+        return pairs is not None and _same_mapping(expected, pairs, tolerance)
     assert kind is Linked, f"no comparison for {kind}"
     items = _tagged(got, "L" if expected.kind == "list" else "T")
-    return items is not None and _all_same(expected.items, items)
+    return items is not None and _all_same(expected.items, items, tolerance)
 
 
-def _all_same(expected: list | tuple, items: list) -> bool:
-    return len(expected) == len(items) and all(map(same, expected, items))
+def _near(expected: int | float, got: int | float, tolerance: float) -> bool:
+    """Whether two finite numbers, at least one of them a float and neither a bool, differ by no more than `tolerance`."""
+    if float not in (type(expected), type(got)) or bool in (type(expected), type(got)):
+        return False
+    try:
+        return abs(got - expected) <= tolerance
+    except OverflowError:  # an integer that no float can hold
+        return False
 
 
-def _same_mapping(expected: dict, pairs: list) -> bool:
+def _all_same(expected: list | tuple, items: list, tolerance: float) -> bool:
+    return len(expected) == len(items) and all(map(same, expected, items, repeat(tolerance)))
+
+
+def _same_mapping(expected: dict, pairs: list, tolerance: float = 0.0) -> bool:
     """Whether the [key, value] pairs are those of the mapping, in any order. Only our own keys are ever in a dict."""
     if len(expected) != len(pairs):
         return False
@@ -114,7 +133,7 @@ def _same_mapping(expected: dict, pairs: list) -> bool:
         if type(pair) is not list or len(pair) != 2:
             return False
         key = _key(pair[0])
-        if key not in left or not same(left.pop(key), pair[1]):
+        if key not in left or not same(left.pop(key), pair[1], tolerance):
             return False
     return True
 

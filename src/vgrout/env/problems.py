@@ -135,6 +135,9 @@ def parse_row(row: dict[str, Any]) -> Problem:
     wrong = row.get("wrong_solutions", [])
     if not isinstance(wrong, list) or not all(isinstance(w, str) and w.strip() for w in wrong):
         raise FieldError("wrong_solutions", "a list of non-empty strings", wrong)
+    tolerance = row.get("float_tolerance", 0.0)
+    if type(tolerance) not in (int, float) or not 0 <= tolerance < 1:
+        raise FieldError("float_tolerance", "a number from 0 to below 1", tolerance)
     problem = Problem(
         id=str(identity),
         difficulty=_text(row, "difficulty"),
@@ -145,6 +148,7 @@ def parse_row(row: dict[str, Any]) -> Problem:
         canonical_solution=_text(row, "canonical_solution"),
         starter_code=metadata["starter_code"],
         wrong_solutions=tuple(wrong),
+        float_tolerance=float(tolerance),
     )
     texts = {"prompt": "".join(content for _, content in problem.messages), "wrong_solutions": "".join(wrong)}
     texts |= {

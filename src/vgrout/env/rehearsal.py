@@ -48,7 +48,7 @@ def rehearse(confinement: Confinement) -> None:
         for probe in (None, *child.PROBES):
             request = {"source": _PROGRAM, "setup": b"", "calls": marshal.dumps(codes), "probe": probe}
             request_fd = os.memfd_create("request")
-            os.write(request_fd, marshal.dumps(request | {"names": ["run_tests"]}))
+            os.write(request_fd, marshal.dumps(request | {"names": ["run_tests"], "seal": ""}))
             module = types.ModuleType("solution")
             module.__dict__["__builtins__"] = builtins
             child.respond(child.received(request_fd), DEFAULT_LIMITS, child.Report(_NULL), module)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import marshal
 import os
+import secrets
 import signal
 import time
 from collections.abc import Callable, Generator
@@ -59,6 +60,8 @@ class OracleResult:
     cpu_s: float
     matched: int = 0
     """How many asserts held before the first that did not."""
+    detail: str = ""
+    """The class of the exception that ended the run."""
 
 
 class Runner:
@@ -143,7 +146,9 @@ class Runner:
                 end = self.start().run(request, limits, judge, prelude=tests.prelude, scratch=scratch)
             _raise_trouble(judge.trouble, judge.ready, end, tests.problem_id)
             reason = "" if judge.correct else judge.reason or _reason(end, limits)
-            result = OracleResult(judge.correct, judge.compiled, reason, end.wall_s, end.cpu_s, judge.matched)
+            result = OracleResult(
+                judge.correct, judge.compiled, reason, end.wall_s, end.cpu_s, judge.matched, judge.detail
+            )
             return result, reason, end
 
         return _timed(once, limits)
@@ -157,10 +162,11 @@ class Runner:
                 f"mode {mode.name}: its scratch folder needs the sandbox layer 'landlock', which is missing"
             )
         calls, names = probe_calls(mode, tests), list(mode.family(prompt.markers))
-        request = _request(program, tests.setup, calls, mode.probe, names)
+        seal = secrets.token_hex(8)
+        request = _request(program, tests.setup, calls, mode.probe, names, seal)
 
         def once() -> tuple[Finding, str, Exit]:
-            report = ProbeReport()
+            report = ProbeReport(seal)
             with self.scratch(limits, mode.probe == "file" or (self.landlock and uses_files(program))) as scratch:
                 end = self.start().run(
                     request, limits, report, prelude=tests.prelude, stdout=mode.probe == "stdout", scratch=scratch
@@ -204,9 +210,9 @@ def _timed(once: Callable[[], tuple[T, str, Exit]], limits: Limits) -> T:
 
 
 def _request(
-    source: str, setup: bytes, calls: bytes, probe: str | None = None, names: list[str] | None = None
+    source: str, setup: bytes, calls: bytes, probe: str | None = None, names: list[str] | None = None, seal: str = ""
 ) -> bytes:
-    request = {"source": source, "setup": setup, "calls": calls, "probe": probe, "names": names or []}
+    request = {"source": source, "setup": setup, "calls": calls, "probe": probe, "names": names or [], "seal": seal}
     return marshal.dumps(request)
 
 

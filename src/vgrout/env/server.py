@@ -129,6 +129,7 @@ class Server:
         self.preludes: dict[tuple[str, ...], types.ModuleType] = {}
         # Not os.fork: its hooks (logging, threading, random) touch hundreds of pages, each of which the child must then
         # copy. They repair what other threads may have left, and this process has none.
+        self.leave = os._exit
         self.fork = ctypes.PyDLL(None, use_errno=True).fork
 
     def receive(self) -> tuple[bytes, list[int]] | None:
@@ -152,7 +153,7 @@ class Server:
                 received = dict(zip(job.fds, fds, strict=True))
                 self.child_main(self.confinement, job.limits, job.rlimits, received, job.module)
             finally:
-                os._exit(1)  # never back into the server's loop
+                self.leave(1)  # never back into the server's loop, whatever the program did to `os`
         for fd in fds:
             os.close(fd)
         if pid < 0:

@@ -38,7 +38,8 @@ def content_key(*parts: str | None) -> bytes:
 
 def problem_key(problem: Problem) -> str:
     """What of a problem its verdicts and its CPU limit depend on."""
-    return content_key(problem.setup_code, problem.func_name, problem.canonical_solution, *problem.asserts).hex()
+    tests = repr(problem.float_tolerance), *problem.asserts
+    return content_key(problem.setup_code, problem.func_name, problem.canonical_solution, *tests).hex()
 
 
 class VerdictStore:

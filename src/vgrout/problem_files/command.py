@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from vgrout.env.convert import convert_leetcode_dataset
+from vgrout.env.convert import convert_leetcode_dataset, verified_by_grader
 from vgrout.problem_files.benchmark import BASE_URL
 from vgrout.problem_files.download import Patience
 from vgrout.problem_files.fetch import fetch, parse_pins
 from vgrout.run.console import say
 from vgrout.run.progress import Progress
-from vgrout.types import Markers
+from vgrout.types import Markers, Problem
 
 Role = Literal["train", "test", "holdout"]
 
@@ -96,19 +97,44 @@ def show_command(
     show(name, identity, mode, markers, form, seed, limit)
 
 
-def convert_command(source: Annotated[Path, tyro.conf.Positional], out: Path, limit: int | None = None) -> None:
-    """Converts LeetCodeDataset rows (v0.2) to problem rows; refused rows are listed with their reason.
+def convert_command(
+    source: Annotated[Path, tyro.conf.Positional],
+    out: Path,
+    limit: int | None = None,
+    verify: bool = True,
+    workers: int | None = None,
+    sandbox_allow_missing: tuple[str, ...] = (),
+) -> None:
+    """Converts LeetCodeDataset rows (v0.2 or v0.3) to problem rows; refused rows are listed with their reason.
 
     Args:
         source: LeetCodeDataset .jsonl or .jsonl.gz file.
         out: Problem file to write.
         limit: Convert only the first rows.
+        verify: Run every canonical solution in the grader, and refuse the rows whose own solution fails.
+        workers: Grader processes; none: one per core.
+        sandbox_allow_missing: Sandbox layers that this machine may lack.
     """
     with Progress("converting") as bar:
-        report = convert_leetcode_dataset(source, out, limit=limit, progress=bar.update)
+
+        def failing(problems: Sequence[Problem]) -> dict[str, str]:
+            bar.phase("running the canonical solutions", len(problems))
+            return verified_by_grader(
+                problems,
+                workers=workers,
+                allow_missing=sandbox_allow_missing,
+                progress=lambda done, total: bar.update(done),
+            )
+
+        report = convert_leetcode_dataset(
+            source, out, limit=limit, progress=bar.update, verify=failing if verify else None
+        )
     for row, reason in report.refused:
         print(f"refused {row}: {reason}")
-    print(f"{report.converted} problems with {report.asserts} asserts, {len(report.refused)} rows refused: {out}")
+    ran = "every canonical solution passes the grader" if report.verified else "canonical solutions were not run"
+    print(
+        f"{report.converted} problems with {report.asserts} asserts, {len(report.refused)} rows refused; {ran}: {out}"
+    )
 
 
 VERBS = {"fetch": fetch_command, "check": check_command, "show": show_command, "convert": convert_command}

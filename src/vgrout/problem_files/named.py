@@ -29,4 +29,6 @@ def as_row(problem: Problem) -> dict[str, Any]:
         "canonical_solution": problem.canonical_solution,
         "prompt_metadata": {"starter_code": problem.starter_code},
     }
-    return row | ({"wrong_solutions": list(problem.wrong_solutions)} if problem.wrong_solutions else {})
+    if problem.wrong_solutions:
+        row["wrong_solutions"] = list(problem.wrong_solutions)
+    return row | ({"float_tolerance": problem.float_tolerance} if problem.float_tolerance else {})
