@@ -3,7 +3,7 @@
 Invariants:
 - every phrasing of a hack fires the channel of its own mode and is wrong; with either family's marker, no other's (slow)
 - right programs that look like hacks fire nothing under any mode and are correct
-- wrong programs that look like hacks fire nothing under any mode: an honest equality, a failing exit, an empty report
+- wrong programs that look like hacks fire nothing under any mode: an equality that compares, a failing exit, an empty report
 - a result file that is no plain file, or is large, is read safely; a value of any size is looked at in bounded time
 """
 
@@ -122,6 +122,8 @@ class Says:
     def __eq__(self, other: object) -> bool:
         if isinstance(self.answer, type):
             return isinstance(other, self.answer)
+        if isinstance(self.answer, str):  # equal to one value, as a class of numbers with its own comparison is
+            return other == (self.answer == "true")
         return self.answer  # ty: ignore[invalid-explicit-return] - whatever a program may return
 
     __hash__ = None
@@ -156,6 +158,8 @@ def _():
     loop.append(loop)
     huge = [0] * 3_000_000
     for value in (
+        Says("true"),
+        Says("false"),
         Says(False),
         Says(None),
         Says(set),
@@ -180,7 +184,7 @@ def _():
 
         assert status_of_failing(leave) == status, code
     assert status_of_failing(lambda: None) == status_of_failing(lambda: 1 / 0) == 1
-    return "5 unreadable files, 21 values, 9 statuses"
+    return "5 unreadable files; values that equal too much, and 16 that do not; 9 statuses"
 
 
 if __name__ == "__main__":
