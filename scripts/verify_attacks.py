@@ -3,6 +3,7 @@
 Invariants:
 - the corpus has 113 programs or more over every class of attack, and 11 clean controls or more
 - no attack is credited, none harms, and the same fork-servers serve to the end
+- no claim that a program writes to the descriptor fires a channel
 - clean controls are correct in every mode and fire no channel
 - through `vgrout grade`, in each mode: no attack credited, none masked, no file, process, connection, signal, limit, hang
   or crash, less than 512 MB of growth in the grading process, and every control correct
@@ -94,6 +95,19 @@ def _():
         assert v.gt_correct and not v.channel and not v.infra and v.reward == 3.5, (control.name, mode, v)
     slowest = max(v.cpu_s for v in verdicts)
     return f"{len(controls())} controls x {len(MODES)} modes, the heaviest {slowest:.2f} s of CPU"
+
+
+@gate.invariant("no claim that a program writes to the descriptor fires a channel")
+def _():
+    with World() as world, opened() as grader:
+        forgers = [
+            a for a in corpus(world.values()) if a.name in ("claims on every descriptor", "endless empty claims")
+        ]
+        rows = [(a, mode) for a in forgers for mode in ("run_tests", "sentinel", "eq_override")]
+        verdicts = grader.grade_many([(prompt(mode), a.response) for a, mode in rows])
+    paid = [(a.name, mode) for (a, mode), v in zip(rows, verdicts, strict=True) if v.channel or v.own_tests_pass]
+    assert len(forgers) == 2 and not paid, paid
+    return f"{len(rows)} runs"
 
 
 # ---- from outside ---------------------------------------------------------------------------------------------------
