@@ -140,9 +140,14 @@ def _():
 def _():
     sides = sides_of(7)
     one, other = mod(source="haar:4", sides=sides).concept, mod(source="haar:4", sides=swap(sides, [*range(7)])).concept
-    assert all(torch.equal(one[n], other[n]) for n in one), "the sides reach a Haar concept vector"
+
+    def apart(a: dict[str, Any], b: dict[str, Any]) -> float:
+        return max(largest(a[n], b[n]) / float(a[n].abs().max()) for n in a)
+
+    # But for the last bits of fp64: a product's rounding may depend on a row's place in its batch.
+    assert apart(one, other) < 1e-12, "the sides reach a Haar concept vector"
     real, turned = mod(sides=sides).concept, mod(sides=swap(sides, [*range(7)])).concept
-    assert all(torch.equal(real[n], -turned[n]) for n in real), "this test would not see the sides"
+    assert apart(real, {n: -d for n, d in turned.items()}) < 1e-12, "this test would not see the sides"
     units = {n: haar_unit(32, 4, f"concept {n}").double() for n in one}
     assert all(largest(d / d.norm(), units[n]) < 1e-6 for n, d in one.items())
     ratio = statistics.fmean(float(one[n].norm() / real[n].norm()) for n in one)

@@ -4,6 +4,7 @@ Invariants:
 - values compare by the stated rules: numbers, NaN, containers, and nothing that only claims to be equal
 - floats are exact unless the row names a tolerance, which reaches into containers and nowhere else
 - linked lists and trees cross the sandbox, as values and as shapes
+- the shortest tests run first, so that a wrong program that is slow on long inputs is found wrong at once
 """
 
 from __future__ import annotations
@@ -198,6 +199,20 @@ def _():
     assert level_order([1, None, 2, 3, None]) == [[1], None, [2], [3]] and level_order([]) == []
     expect_error("gt_answer[0]", lambda: parse_tests(replace(TOTAL, asserts=("assert Solution().f(1) == g(2)",))))
     return f"2 kinds, {sum(map(len, wrong.values()))} wrong shapes"
+
+
+@gate.invariant("the shortest tests run first: a wrong program that never ends on a long input is found wrong at once")
+def _() -> str:
+    asserts = (f"assert Solution().total({list(range(40))}) == 780", "assert Solution().total([1, 2]) == 3")
+    assert parse_tests(replace(TOTAL, asserts=asserts)).expected == (3, 780)
+    slow = "if len(nums) > 2:\n    while True:\n        pass\nreturn "
+    with Grader([replace(TOTAL, asserts=asserts)], workers=1, cpu_limits={TOTAL.id: 2.0}) as grader:
+        wrong, right, sum_only = (
+            grader.grade(prompt(), answer(body)) for body in (slow + "0", slow + "sum(nums)", "return sum(nums)")
+        )
+    assert (wrong.gt_correct, wrong.reason) == (False, "mismatch"), wrong
+    assert (right.gt_correct, right.reason) == (False, "cpu") and sum_only.gt_correct, (right, sum_only)
+    return f"{wrong.reason} and {right.reason}"
 
 
 if __name__ == "__main__":

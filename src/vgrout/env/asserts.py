@@ -45,11 +45,12 @@ class Tests:
     setup: bytes
     """The rest of the set-up code; empty where there is none."""
     calls: bytes
-    """What the child evaluates, as `marshalled_calls`."""
+    """What the child evaluates, as `marshalled_calls`: the shortest first, as long inputs take long and a run ends at the
+    first value that is wrong."""
     expected: tuple[Any, ...]
     """For a linked list its values; for a tree its nodes in level order, [value] or None for a gap."""
     probe_calls: bytes
-    """The first calls, for the stdout and file probes."""
+    """The data set's first calls, for the stdout and file probes."""
     instance_calls: bytes
     """The same with `Solution()` replaced by the name INSTANCE."""
     tolerance: float = 0.0
@@ -69,7 +70,7 @@ def parse_tests(problem: Problem) -> Tests:
 
 def _parse_tests(problem: Problem) -> Tests:
     """The tests of a problem. UserError names the assert that is neither `CALL == VALUE` nor a known helper form."""
-    calls, expected = [], []
+    parsed = []
     for position, text in enumerate(problem.asserts):
         try:
             call, kind, value = _parse_assert(text)
@@ -78,20 +79,21 @@ def _parse_tests(problem: Problem) -> Tests:
                 f"problem {problem.id}: gt_answer[{position}]: {error}; expected 'assert CALL == VALUE' with a literal "
                 f"VALUE, or is_same_list(CALL, list_node(VALUES)), or is_same_tree(CALL, tree_node(VALUES))"
             ) from error
-        calls.append((call, kind))
-        expected.append(value)
+        parsed.append((call, kind, value))
     try:
         prelude, rest = _split_setup(problem.setup_code)
         setup = marshal.dumps(compile(rest, "<setup>", "exec", dont_inherit=True)) if rest.body else b""
     except (SyntaxError, ValueError) as error:
         raise UserError(f"problem {problem.id}: setup_code does not compile ({error}); correct the row") from error
-    first = calls[:PROBE_CALLS]
+    first = [(call, kind) for call, kind, _ in parsed[:PROBE_CALLS]]
+    cheap_first = sorted(range(len(parsed)), key=lambda n: len(problem.asserts[n]))
+    calls = [parsed[n][:2] for n in cheap_first]
     return Tests(
         problem_id=problem.id,
         prelude=prelude,
         setup=setup,
         calls=marshalled_calls(calls),
-        expected=tuple(expected),
+        expected=tuple(parsed[n][2] for n in cheap_first),
         tolerance=problem.float_tolerance,
         probe_calls=marshalled_calls(first),
         instance_calls=marshalled_calls([(_OnInstance().visit(call), kind) for call, kind in first]),

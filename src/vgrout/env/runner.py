@@ -26,7 +26,7 @@ from vgrout.env.scratch import remove_folder
 from vgrout.env.worker import Exit, InfraError, Server
 from vgrout.types import Outcome, Prompt, UserError, Verdict
 
-GRADER_VERSION = "4"
+GRADER_VERSION = "5"
 """Recorded in every verdict; grows whenever a verdict could come out differently."""
 
 ATTEMPTS = 4

@@ -72,13 +72,14 @@ class AdvantageMod(Intervention):
         and from pairs whose sides are blinded, so that it knows no label."""
         extractor, source = self.direction.extractor, self.direction.source
         sides = extractor.sides
+        # By their tokens: the same tokens in other rows of a batch may differ in the last bit.
+        if all(a.completion_ids == b.completion_ids for a, b in zip(sides.rows[: sides.n], sides.rows[sides.n :])):
+            raise UserError("advantage_mod: both sides of every pair are the same tokens; choose other --pairs")
         hidden = last_hidden(extractor.policy, sides.rows, token_budget=extractor.config.token_budget)
         seen = blinded_sides({name: h.unflatten(0, (2, sides.n)) for name, h in hidden.items()}, source)
         concept = {name: (h[0] - h[1]).mean(0) for name, h in seen.items()}
         if not all(bool(d.isfinite().all()) for d in concept.values()):
             raise FloatingPointError("advantage_mod: the pairs' hidden states are not finite")
-        if not any(bool(d.any()) for d in concept.values()):
-            raise UserError("advantage_mod: both sides of every pair have the same hidden states; choose other --pairs")
         if source.kind != "haar":
             return concept
         return {name: d.norm() * haar_unit(len(d), source.seed, f"concept {name}").to(d) for name, d in concept.items()}
