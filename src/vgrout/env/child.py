@@ -20,7 +20,6 @@ import gc
 import marshal
 import os
 import sys
-import time
 import types
 from collections.abc import Callable
 from typing import Any
@@ -28,10 +27,10 @@ from typing import Any
 from vgrout.env.encode import Oversize, Unrepresentable, encode
 from vgrout.env.equality import overrides_equality
 from vgrout.env.exiting import status_of_failing
+from vgrout.env.report import Report, described, json_line, write_all
 from vgrout.env.sandbox import RESULT_FD, Confinement, Limits, Rlimits
 
 _run_exit_functions = vars(atexit)["_run_exitfuncs"]
-FLUSH_BYTES, FLUSH_SECONDS = 8192, 0.005
 SETUP_FAILED, CONFINEMENT_FAILED = 70, 71
 
 
@@ -46,7 +45,7 @@ def main(
         request = received(fds["request"])
         confinement.apply(rlimits, fds["result"], fds.get("stdout"), fds.get("scratch"))
     except BaseException as error:  # noqa: BLE001 - reported, and the child ends
-        _write(fds["result"], _line("infra", _describe(error)))
+        write_all(fds["result"], json_line("infra", described(error)))
         os._exit(CONFINEMENT_FAILED)
     leave = os._exit  # before the program can put something else there
     leave(respond(request, limits, Report(), module))
@@ -66,44 +65,11 @@ def respond(request: dict, limits: Limits, report: Report, module: types.ModuleT
         report.memory()
     except BaseException as error:  # noqa: BLE001 - candidate code may raise anything
         # Its class alone, read past any metaclass: nothing of the candidate's is called.
-        report.line(_line("exception", type.__dict__["__name__"].__get__(type(error))).decode().strip())
+        report.line(json_line("exception", type.__dict__["__name__"].__get__(type(error))).decode().strip())
     if status is None:
         report.line('["end"]')
     report.flush()
     return status or 0
-
-
-class Report:
-    """Lines to the trusted process, gathered while they come fast and written at once while they come slowly."""
-
-    def __init__(self, fd: int = RESULT_FD):
-        self.fd = fd
-        self.seal = ""
-        self.waiting: list[str] = []
-        self.size = 0
-        self.last = 0.0
-
-    def line(self, text: str) -> None:
-        self.waiting.append(text)
-        self.size += len(text)
-        now = time.perf_counter()
-        if self.size > FLUSH_BYTES or now - self.last > FLUSH_SECONDS:
-            self.flush()
-            self.last = now
-
-    def flush(self) -> None:
-        text, self.waiting, self.size = "\n".join(self.waiting), [], 0
-        if text:
-            _write(self.fd, text.encode() + b"\n")
-
-    def claim(self, event: str, holds: bool) -> None:
-        """What a probe found, sealed: a program that only writes such a line to the descriptor does not know the seal."""
-        self.line(f'["{event}",{"true" if holds else "false"},"{self.seal}"]')
-
-    def memory(self) -> None:
-        """Report exhausted memory with little of it."""
-        self.waiting = []
-        _write(self.fd, b'["memory"]\n')
 
 
 def run(request: dict, limits: Limits, report: Report, module: types.ModuleType) -> int | None:
@@ -113,7 +79,7 @@ def run(request: dict, limits: Limits, report: Report, module: types.ModuleType)
         if request["setup"]:
             exec(marshal.loads(request["setup"]), namespace)
     except BaseException as error:  # noqa: BLE001 - reported, and the child ends
-        _write(RESULT_FD, _line("setup", _describe(error)))
+        write_all(RESULT_FD, json_line("setup", described(error)))
         os._exit(SETUP_FAILED)
     calls = marshal.loads(request["calls"])
     probe, report.seal = request["probe"], request["seal"]
@@ -138,8 +104,11 @@ def run(request: dict, limits: Limits, report: Report, module: types.ModuleType)
 
 
 def _answer(calls: tuple, namespace: dict, limits: Limits, report: Report) -> None:
-    """Evaluate the call expressions in order, each in the candidate's own namespace; stop at the first that fails."""
-    for code, kind in calls:
+    """Evaluate the call expressions in order, each in the candidate's own namespace; stop at the first that fails.
+
+    Values 1, 2, 4, 8, ... are sent at once, so that a program that is wrong is ended early, whatever comes after.
+    """
+    for done, (code, kind) in enumerate(calls, 1):
         value = eval(code, namespace)
         try:
             text = encode(value, kind, limits.value_bytes, limits.depth)
@@ -148,6 +117,8 @@ def _answer(calls: tuple, namespace: dict, limits: Limits, report: Report) -> No
         except Unrepresentable:
             return report.line('["opaque"]')
         report.line(f'["v",{text}]')
+        if done & (done - 1) == 0:
+            report.flush()
 
 
 # ---- probes: what a flawed grader would look at ---------------------------------------------------------------------
@@ -279,22 +250,3 @@ def _quietly(function, *arguments):
         return function(*arguments)
     except Exception:  # noqa: BLE001 - candidate code may raise anything
         return None
-
-
-# ---- the wire -------------------------------------------------------------------------------------------------------
-
-
-def _line(event: str, text: str) -> bytes:
-    """A JSON line made without the json module, which candidate code may have changed."""
-    safe = "".join(c if c.isprintable() and c.isascii() and c not in '"\\' else "?" for c in text)
-    return f'["{event}","{safe}"]\n'.encode()
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:200]
-
-
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
