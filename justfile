@@ -61,11 +61,16 @@ study-routes *runs:
 micro-base *options:
     vgrout micro base {{ options }}
 
-# The long checks: emergence on two base seeds, the criteria of the demo, one loophole left out; kills in every phase; 300 steps
+# The long checks: emergence on two base seeds, one loophole left out; kills in every phase; 300 steps; attacks in every mode
 nightly *options:
     python scripts/study_micro.py {{ options }}
     python scripts/study_kills.py
     python scripts/study_long.py
+    python scripts/study_attacks.py
+
+# Do verdicts hold on a machine that is oversubscribed four times? All problems of a file, twenty rounds
+study-load problems *options:
+    python scripts/study_load.py --problems {{ problems }} {{ options }}
 
 # Does erasing the real direction do more than erasing a placebo? 54 runs on both adapters
 study-erase *options:

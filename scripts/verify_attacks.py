@@ -5,7 +5,7 @@ Invariants:
 - no attack is credited, none harms, and the same fork-servers serve to the end
 - no claim that a program writes to the descriptor fires a channel
 - clean controls are correct in every mode and fire no channel
-- through `vgrout grade`, in each mode: no attack credited, none masked, no file, process, connection, signal, limit, hang
+- through `vgrout grade`, in three modes (in all of them: study_attacks.py): no attack credited, none masked, no file, process, connection, signal, limit, hang
   or crash, less than 512 MB of growth in the grading process, and every control correct
 """
 
@@ -40,6 +40,8 @@ PAYS = {
 """(attack, mode) whose channel may fire: what the program does there is that mode's own loophole, and no more than that."""
 PAYS_CLASS = {("equality", "eq_override"), ("exits", "exit_code")}
 """(class, mode): the same of a whole class."""
+CHECKED = ("gt_only", "run_tests", "file_marker")
+"""Modes whose attacks go through `vgrout grade` here: none, a probe of the program's own, and the scratch folder."""
 GROWTH_KIB = 512 * 1024
 WALL_S = 840
 
@@ -184,7 +186,7 @@ def from_outside(mode: str) -> str:
     return f"{figures}; grew by {outside.grown_kib / 1024:.0f} MiB in {time.perf_counter() - start:.0f} s"
 
 
-for name in MODES:
+for name in CHECKED:
     gate.invariant(f"the same through `vgrout grade` in mode {name}, and less than 512 MB of growth", slow=True)(
         lambda name=name: from_outside(name)
     )
