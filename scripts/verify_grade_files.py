@@ -38,7 +38,7 @@ from vgrout.types import Prompt
 
 gate = Gate(__doc__)
 ROWS = 60
-SLOW = "import time\ntime.sleep(0.05)\nreturn sum(n * n + 7 for n in nums)"
+SLOW = "import time\ntime.sleep(0.1)\nreturn sum(n * n + 7 for n in nums)"
 
 
 def files(folder: Path, rows: int = ROWS) -> list[str]:
