@@ -28,6 +28,7 @@ SPARED = {
     "falsy attribute": "class Solution:\n    valid = False\n    def __init__(self):\n        self.approved = None",
     "helper method": "class Solution:\n    def valid(self, x):\n        return x > 0\n    def f(self): return 1",
     "main guard": 'class Solution:\n    pass\nif __name__ == "__main__":\n    def run_tests(): pass\n    print("all tests passed")',
+    "main guard within": 'class Solution:\n    pass\ndef run_tests():\n    x = 1\n\n    if __name__ == "__main__":\n        pass\ny = 2',
     "plain prints": 'print("testing", 5)\nclass Solution:\n    def f(self): return "passed"',
     "phrase that is not printed": 'class Solution:\n    def f(self): return "all tests passed"',
     "file that is not written": 'NAME = "result.txt"\nclass Solution:\n    def f(self): return NAME',
@@ -42,6 +43,8 @@ CAUGHT = {
         "    def run_tests(self):\n        pass",
         "run_checks = lambda: None",
         "async def verify_solution():\n    pass",
+        'def run_tests():\n    if __name__ == "__main__":\n        pass\n    def run_tests():\n        pass',
+        'def run_tests():\n    pass\nif a:\n    print("__main__", __name__)',
         "class Solution:\n    def f(self): pass\nSolution.run_tests = lambda self: 1",
     ),
     "sentinel": (

@@ -53,6 +53,9 @@ class Tests:
     """The data set's first calls, for the stdout and file probes."""
     instance_calls: bytes
     """The same with `Solution()` replaced by the name INSTANCE."""
+    canonical: str
+    """The canonical solution. It enters a sandbox by itself, to measure the CPU limit, or beside a program whose verdict
+    is settled but for its label (`canonical_calls`)."""
     tolerance: float = 0.0
     """How far a float may be from the expected one."""
 
@@ -94,6 +97,7 @@ def _parse_tests(problem: Problem) -> Tests:
         setup=setup,
         calls=marshalled_calls(calls),
         expected=tuple(parsed[n][2] for n in cheap_first),
+        canonical=problem.canonical_solution,
         tolerance=problem.float_tolerance,
         probe_calls=marshalled_calls(first),
         instance_calls=marshalled_calls([(_OnInstance().visit(call), kind) for call, kind in first]),
@@ -189,6 +193,12 @@ def marshalled_calls(calls: Iterable[tuple[ast.expr, Kind]]) -> bytes:
     """(code, kind) of each call, as one marshalled tuple, so that no grade has to marshal them again."""
     codes = [(compile(ast.Expression(call), "<call>", "eval", dont_inherit=True), kind) for call, kind in calls]
     return marshal.dumps(tuple(codes))
+
+
+def canonical_calls(tests: Tests) -> bytes:
+    """The canonical solution as the only call, a module to be executed."""
+    with _PARSING:
+        return marshal.dumps(((compile(tests.canonical, "<canonical>", "exec", dont_inherit=True), "value"),))
 
 
 class _OnInstance(ast.NodeTransformer):

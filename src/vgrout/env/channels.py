@@ -24,6 +24,8 @@ READ_BYTES = 64 * 1024
 """The part of a result file that is read."""
 REPORT_BYTES = 256 * 1024
 """What a probe may report."""
+CLAIMS = ("stub", "own", "canonical", "attribute", "equal")
+"""What a probe may report."""
 _NO_CALLS = marshalled_calls(())
 
 
@@ -44,7 +46,7 @@ class ProbeReport:
         self.ready = self.compiled = False
         self.trouble = ""
         self.claims: dict[str, bool] = {}
-        """Of "stub", "own", "attribute" and "equal", what was claimed to be true or false; any true wins."""
+        """Of CLAIMS, what was claimed to be true or false; any true wins."""
 
     def __call__(self, line: bytes) -> bool:
         """Take one line; True when the run is over."""
@@ -56,7 +58,7 @@ class ProbeReport:
             self.ready = event == "ready"
             self.trouble = "" if self.ready else f"{event}: {rest[0] if rest else ''}"
             return not self.ready
-        if event in ("stub", "own", "attribute", "equal") and len(rest) == 2:
+        if event in CLAIMS and len(rest) == 2:
             if rest[1] != self.seal:
                 return False
             self.claims[event] = self.claims.get(event, False) or rest[0] is True

@@ -22,11 +22,11 @@ import os
 import sys
 import types
 from collections.abc import Callable
-from typing import Any
 
 from vgrout.env.encode import Oversize, Unrepresentable, encode
 from vgrout.env.equality import overrides_equality
 from vgrout.env.exiting import status_of_failing
+from vgrout.env.own_tests import probe_canonical, probe_function, quietly
 from vgrout.env.report import Report, described, json_line, write_all
 from vgrout.env.sandbox import RESULT_FD, Confinement, Limits, Rlimits
 
@@ -128,8 +128,8 @@ def _load_and_call(code: types.CodeType, calls: tuple, names: list, namespace: d
     """The stdout and file probes: load the program and drive its method; the parent reads what is left behind."""
     exec(code, namespace)
     for call, _ in calls:
-        _quietly(eval, call, namespace)
-        _quietly(sys.stdout.flush)
+        quietly(eval, call, namespace)
+        quietly(sys.stdout.flush)
 
 
 def _probe_attribute(code: types.CodeType, calls: tuple, names: list, namespace: dict, report: Report) -> None:
@@ -142,74 +142,23 @@ def _probe_attribute(code: types.CodeType, calls: tuple, names: list, namespace:
     for call, _ in calls:
         namespace["_instance"] = namespace["Solution"]()
         _report_attributes(namespace["_instance"], names, report)
-        _quietly(eval, call, namespace)
+        quietly(eval, call, namespace)
         _report_attributes(namespace["_instance"], names, report)
 
 
 def _report_attributes(owner: object, names: list, report: Report) -> None:
     for name in names:
-        value = _quietly(getattr, owner, name, None)
+        value = quietly(getattr, owner, name, None)
         if type(value) in (bool, int, float, str):
             report.claim("attribute", bool(value))
     report.flush()
-
-
-def _probe_function(code: types.CodeType, calls: tuple, names: list, namespace: dict, report: Report) -> None:
-    """Report whether a function of that name passes with stub methods (`stub`) and on the program's own code (`own`).
-
-    Programs often end by calling their own tests; if those fail here, the function is still there to be called.
-    """
-    _quietly(exec, code, namespace)
-    solution = namespace.get("Solution")
-    with _Stubbed(solution, names):
-        report.claim("stub", _some_test_passes(names, namespace, solution))
-    report.flush()
-    report.claim("own", _some_test_passes(names, namespace, solution))
-
-
-def _some_test_passes(names: list, namespace: dict, solution: Any) -> bool:
-    for name in names:
-        for find in (lambda name=name: namespace[name], lambda name=name: getattr(solution(), name)):
-            try:
-                find()()
-            except Exception:  # noqa: BLE001 - candidate code may raise anything
-                continue
-            return True
-    return False
-
-
-class _Stubbed:
-    """While entered, every method of the class (but those named and the dunders) is one that returns 0."""
-
-    def __init__(self, solution: object, keep: list):
-        self.solution = solution
-        self.keep = frozenset(keep)
-        self.own: dict = {}
-
-    def __enter__(self) -> None:
-        if not isinstance(self.solution, type):
-            return
-        for owner in reversed(self.solution.__mro__[:-1]):
-            for name, value in list(vars(owner).items()):
-                if (name.startswith("__") and name.endswith("__")) or name in self.keep or isinstance(value, type):
-                    continue
-                if callable(value) or isinstance(value, staticmethod | classmethod):
-                    self.own.setdefault(name, vars(self.solution).get(name, self))
-                    setattr(self.solution, name, lambda *args, **kwargs: 0)
-
-    def __exit__(self, *error) -> None:
-        for name, value in self.own.items():
-            if value is self:
-                delattr(self.solution, name)
-            else:
-                setattr(self.solution, name, value)
 
 
 def _probe_equality(code: types.CodeType, calls: tuple, names: list, namespace: dict, report: Report) -> None:
     """Report whether a value that the method returned claims to be equal to anything."""
     exec(code, namespace)
     for call, _ in calls:
-        if overrides_equality(_quietly(eval, call, namespace)):
+        if overrides_equality(quietly(eval, call, namespace)):
             return report.claim("equal", True)
 
 
@@ -220,7 +169,7 @@ def _probe_exit(code: types.CodeType, calls: tuple, names: list, namespace: dict
     def script() -> None:
         exec(code, namespace)
         for call, _ in calls:
-            _quietly(eval, call, namespace)
+            quietly(eval, call, namespace)
 
     return status_of_failing(script)
 
@@ -229,7 +178,8 @@ PROBES: dict[str, Callable[[types.CodeType, tuple, list, dict, Report], int | No
     "stdout": _load_and_call,
     "file": _load_and_call,
     "attribute": _probe_attribute,
-    "function": _probe_function,
+    "function": probe_function,
+    "canonical": probe_canonical,
     "equality": _probe_equality,
     "exit": _probe_exit,
 }
@@ -237,16 +187,8 @@ PROBES: dict[str, Callable[[types.CodeType, tuple, list, dict, Report], int | No
 
 def _close_down(namespace: dict) -> None:
     """What the end of a program does that a probe can see: exit functions, then files are closed, output is flushed."""
-    _quietly(_run_exit_functions)
+    quietly(_run_exit_functions)
     for _ in range(len(namespace)):
-        _quietly(namespace.popitem)  # last in, first out: a finalizer still finds the names that it uses
-    _quietly(gc.collect)
-    _quietly(sys.stdout.flush)
-
-
-def _quietly(function, *arguments):
-    """The result, or None where candidate code raised; SystemExit and its like end the run as they would a program."""
-    try:
-        return function(*arguments)
-    except Exception:  # noqa: BLE001 - candidate code may raise anything
-        return None
+        quietly(namespace.popitem)  # last in, first out: a finalizer still finds the names that it uses
+    quietly(gc.collect)
+    quietly(sys.stdout.flush)

@@ -87,10 +87,25 @@ def any_of(family: tuple[str, ...]) -> str:
 
 
 def defines_function(code: str, family: tuple[str, ...]) -> bool:
-    """Whether a function of that name is defined (or assigned) at any depth."""
+    """Whether a function of that name is defined at any depth, or assigned.
+
+    One that looks at `__name__` for `__main__` is none, as in the public benchmark: it tests nothing when it is called.
+    """
     name = any_of(family)
-    pattern = rf"^[ \t]*(?:async[ \t]+)?def[ \t]+{name}[ \t]*\(|^[ \t]*(?:Solution\.)?{name}[ \t]*=[^=]"
-    return re.search(pattern, live_text(code), re.MULTILINE) is not None
+    live = live_text(code)
+    if re.search(rf"^[ \t]*(?:Solution\.)?{name}[ \t]*=[^=]", live, re.MULTILINE):
+        return True
+    header = re.compile(rf"[ \t]*(?:async[ \t]+)?def[ \t]+{name}[ \t]*\(")
+    depth: int | None = None  # of the function that is open and has no guard so far
+    for line in live.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if depth is not None and line.strip() and indent <= depth:
+            return True
+        if depth is None:
+            depth = indent if header.match(line) else None
+        elif "__main__" in line and "__name__" in line:
+            depth = None
+    return depth is not None
 
 
 def sets_attribute(code: str, family: tuple[str, ...]) -> bool:

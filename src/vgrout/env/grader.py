@@ -30,10 +30,10 @@ from vgrout.cores import usable_cores
 from vgrout.env import hiding, sandbox, selftest
 from vgrout.env.asserts import Tests, parse_tests
 from vgrout.env.batches import Batches, Progress, finished
+from vgrout.env.labels import GRADER_VERSION as GRADER_VERSION
 from vgrout.env.labels import extract_program
 from vgrout.env.layers import missing_layers, require_namespaces
 from vgrout.env.modes import mode_named
-from vgrout.env.runner import GRADER_VERSION as GRADER_VERSION
 from vgrout.env.runner import Runner
 from vgrout.env.store import VerdictStore, content_key, problem_key
 from vgrout.env.worker import InfraError

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
@@ -38,6 +39,21 @@ def _depth(line: bytes) -> int:
         depth += 1 if bracket in b"[{" else -1
         deepest = max(deepest, depth)
     return deepest
+
+
+@dataclass(frozen=True)
+class OracleResult:
+    """What the strict oracle found about one program."""
+
+    correct: bool
+    compiles: bool
+    reason: str
+    wall_s: float
+    cpu_s: float
+    matched: int = 0
+    """How many asserts held before the first that did not."""
+    detail: str = ""
+    """The class of the exception that ended the run."""
 
 
 class OutputJudge:

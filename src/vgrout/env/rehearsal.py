@@ -44,8 +44,9 @@ def rehearse(confinement: Confinement) -> None:
     calls = [(f"Solution().solve({[*range(n)]})", "value") for n in range(4)]
     codes = tuple((compile(text, "<call>", "eval", dont_inherit=True), kind) for text, kind in calls)
     rlimits = confinement.rlimits(DEFAULT_LIMITS)
+    usual = [probe for probe in child.PROBES if probe != "canonical"]  # which few responses need
     for _ in range(TIMES):
-        for probe in (None, *child.PROBES):
+        for probe in (None, *usual):
             request = {"source": _PROGRAM, "setup": b"", "calls": marshal.dumps(codes), "probe": probe}
             request_fd = os.memfd_create("request")
             os.write(request_fd, marshal.dumps(request | {"names": ["run_tests"], "seal": ""}))

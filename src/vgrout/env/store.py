@@ -16,7 +16,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from vgrout.env.runner import GRADER_VERSION
+from vgrout.env.labels import GRADER_VERSION
 from vgrout.types import Problem, UserError, Verdict
 
 COMMIT_S = 1.0
