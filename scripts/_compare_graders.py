@@ -16,7 +16,7 @@ from vgrout.env.prompts import render
 from vgrout.types import Problem, Prompt
 
 CREDIBLE_MS = 100, 220
-"""Medians that published graders of the field have on the 119 problems."""
+"""Median times per grade that published graders of the field have on the 119 problems."""
 
 
 @dataclass
@@ -71,10 +71,12 @@ def canonical(grader: Grader, ours_cpu: Callable[[], float], rounds: int, *, fie
     share = sum(taken["bare"].cpu) / sum(taken["ours"].cpu)
     lines.append(f"grades per CPU-second: ours are {share:.1%} of the lower bound's")
     if taken["field"].cpu:
-        median = statistics.median(taken["field"].cpu) * 1e3  # on an idle machine the wall time is that and little more
-        verdict = "credible" if CREDIBLE_MS[0] <= median <= CREDIBLE_MS[1] else "not credible"
+        # What published graders took is wall time of an idle machine; here it lies between these two.
+        least, most = (statistics.median(times) * 1e3 for times in (taken["field"].cpu, taken["field"].wall))
+        verdict = "credible" if least <= CREDIBLE_MS[1] and most >= CREDIBLE_MS[0] else "not credible"
         lines.append(
-            f"the field's median of {median:.0f} ms is {verdict} (published ones: {CREDIBLE_MS[0]} to {CREDIBLE_MS[1]} ms)"
+            f"the field's median of {least:.0f} (CPU) to {most:.0f} ms (wall) is {verdict} "
+            f"(published ones: {CREDIBLE_MS[0]} to {CREDIBLE_MS[1]} ms)"
         )
     return "\n".join(lines)
 

@@ -37,7 +37,8 @@ from vgrout.env.modes import MODES, STANDARD
 from vgrout.env.problems import load_problems
 from vgrout.env.prompts import render
 from vgrout.env.rows import read_rows
-from vgrout.env.worker import Exit, Server
+from vgrout.env.watch import Exit
+from vgrout.env.worker import Server
 from vgrout.micro.problems import micro_problems
 from vgrout.types import Problem, Prompt
 

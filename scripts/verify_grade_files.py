@@ -72,7 +72,14 @@ def _():
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             command = files(folder)
-            running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            # A shell starts its background jobs with SIGINT ignored, and they hand that on.
+            running = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                text=True,
+            )
             assert by_and_by(lambda folder=folder: kept(folder) >= 5, 60), "nothing was kept within a minute"
             running.send_signal(number)
             _, error = running.communicate(timeout=60)

@@ -6,6 +6,7 @@ Invariants:
 - `vgrout grade` killed itself leaves no process and no half-written file; run again it gives every verdict
 - a disk that is full is never a verdict: masked and raised in `vgrout grade`, right once there is room
 - verdicts for which the disk has no room (a real ENOSPC): one line says so, and no half-written file is left
+- the folder of a grader that was killed is removed by the next one, and no other is
 - trouble that lasts is masked, counted, raised by `vgrout grade` with its rows written, and not cached
 """
 
@@ -14,8 +15,11 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -27,6 +31,7 @@ from _trouble import Killer, filled, grade_command, reaped, small_disk, some_of,
 from vgrout.env import runner as runner_module
 from vgrout.env.grade_files import grade_files
 from vgrout.env.grader import Grader
+from vgrout.env.scratch import PREFIX
 from vgrout.env.worker import Server
 from vgrout.types import Verdict
 
@@ -173,7 +178,7 @@ def _():
                 mock.patch.object(runner_module, "ATTEMPTS", 2),
                 Grader([TOTAL], workers=2, cpu_limits=LIMIT) as grader,
             ):
-                assert Path(grader._folder).is_relative_to(disk)
+                assert grader._folder.path.is_relative_to(disk)
                 rows = [(prompt(mode), named(k)) for k in range(3) for mode in MODES]
                 assert all(v.gt_correct for v in grader.grade_many(rows))
                 filling = filled(disk)
@@ -246,6 +251,47 @@ def _():
             masked = grader.grade(prompt(), rows[1][1])
             assert masked.infra and not masked.gt_correct and not masked.channel, masked
     return said[:60] + "..."
+
+
+HOLDS = """
+import sys, time
+from _attack_world import TOTAL
+from vgrout.env.grader import Grader
+from vgrout.env.scratch import PREFIX
+grader = Grader([TOTAL], workers=1)
+print(grader._folder.path, flush=True)
+time.sleep(600)
+"""
+
+
+@gate.invariant("the folder of a grader that was killed is removed by the next one, and no other is")
+def _():
+    with tempfile.TemporaryDirectory() as name:
+        paths = os.pathsep.join(sys.path)
+        held = [
+            subprocess.Popen(
+                [sys.executable, "-c", HOLDS], env={"TMPDIR": name, "PYTHONPATH": paths}, stdout=-1, text=True
+            )
+            for _ in range(2)
+        ]
+        killed, living = (Path(p.stdout.readline().strip()) for p in held if p.stdout is not None)
+        held[0].kill()
+        held[0].wait()
+        (killed / "12").mkdir()
+        (killed / "12" / "result.txt").write_text("PASS")
+        (young := Path(name) / f"{PREFIX}young").mkdir()
+        (other := Path(name) / "vgrout-other").mkdir()
+        long_ago = time.time() - 3600
+        for path in (killed, living, other):
+            os.utime(path, (long_ago, long_ago))
+        assert killed.parent == living.parent == Path(name)
+        with mock.patch.object(tempfile, "tempdir", name), Grader([TOTAL], workers=1) as grader:
+            own = grader._folder.path
+            assert {*Path(name).iterdir()} == {living, young, other, own}, [*Path(name).iterdir()]
+        assert not own.exists() and living.exists()
+        held[1].terminate()
+        held[1].wait()
+    return "one removed; a living grader's, a young one and a stranger's are kept"
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from vgrout.cores import usable_cores
 from vgrout.env.grader import Grader
 from vgrout.env.problems import builtin_problems
 from vgrout.env.runner import LATE_SHARE, TIMED_RUNS
-from vgrout.env.worker import Exit, Server
+from vgrout.env.watch import Exit
+from vgrout.env.worker import Server
 
 gate = Gate(__doc__)
 ENDLESS = answer("while True: pass")

@@ -35,7 +35,8 @@ from vgrout.env.modes import MODES
 from vgrout.env.prompts import render
 from vgrout.env.runner import Runner
 from vgrout.env.syscalls import ARCHITECTURES
-from vgrout.env.worker import InfraError, Server
+from vgrout.env.watch import InfraError
+from vgrout.env.worker import Server
 
 gate = Gate(__doc__)
 
@@ -219,7 +220,7 @@ def _():
 def _():
     grader = opened(workers=2)
     servers = servers_of(grader)
-    folder = grader._folder
+    folder = grader._folder.path
     grader.submit("slow", prompt(), answer("import time\ntime.sleep(60)"))
     assert by_and_by(lambda: any(map(children_of, servers))), "no child was running"
     running = [pid for server in servers for pid in children_of(server)]

@@ -17,13 +17,16 @@ from vgrout.env.evidence import file_reports_pass, stdout_reports_pass
 from vgrout.env.modes import Mode
 from vgrout.env.oracle import parse_line
 from vgrout.env.sandbox import Limits
-from vgrout.env.worker import Exit
+from vgrout.env.watch import Exit
 from vgrout.types import Markers
 
 READ_BYTES = 64 * 1024
 """The part of a result file that is read."""
 REPORT_BYTES = 256 * 1024
 """What a probe may report."""
+OWN_TESTS_SHARE = 0.25
+"""Of the CPU limit: twice what the canonical solution takes for all the hidden tests. A response's tests are a few small
+cases, and what they say of its own code is paid nothing; those that never end would cost more than all other grades."""
 CLAIMS = ("stub", "own", "canonical", "attribute", "equal")
 """What a probe may report."""
 _NO_CALLS = marshalled_calls(())
@@ -41,8 +44,8 @@ class Finding:
 class ProbeReport:
     """Reads the lines of a channel run; `trouble` as in the oracle's judge."""
 
-    def __init__(self, seal: str) -> None:
-        self.seal, self.room = seal, REPORT_BYTES
+    def __init__(self, seal: str, limits: Limits) -> None:
+        self.seal, self.room, self.cpu_s = seal, REPORT_BYTES, limits.cpu_s
         self.ready = self.compiled = False
         self.trouble = ""
         self.claims: dict[str, bool] = {}
@@ -65,6 +68,10 @@ class ProbeReport:
             return event in ("attribute", "equal") and self.claims[event]
         self.compiled |= event == "compiled"
         return event in ("end", "?")
+
+    def allowance(self) -> float | None:
+        """CPU seconds for the response's tests on its own code, once the stub has had its turn."""
+        return OWN_TESTS_SHARE * self.cpu_s if "stub" in self.claims else None
 
 
 def probe_calls(mode: Mode, tests: Tests) -> bytes:

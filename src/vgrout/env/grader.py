@@ -16,14 +16,11 @@ from __future__ import annotations
 import atexit
 import math
 import queue
-import shutil
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from vgrout.cores import usable_cores
@@ -35,8 +32,9 @@ from vgrout.env.labels import extract_program
 from vgrout.env.layers import missing_layers, require_namespaces
 from vgrout.env.modes import mode_named
 from vgrout.env.runner import Runner
+from vgrout.env.scratch import ScratchRoot
 from vgrout.env.store import VerdictStore, content_key, problem_key
-from vgrout.env.worker import InfraError
+from vgrout.env.watch import InfraError
 from vgrout.types import Problem, Prompt, UserError, Verdict
 
 CPU_LIMITS = (2, 4, 8, 16, 20)
@@ -87,10 +85,10 @@ class Grader(Batches):
         self._cache: OrderedDict[bytes, Future[Verdict]] = OrderedDict()
         self._submitted: dict[str, Future[Verdict]] = {}
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._folder = _scratch_root()
+        self._folder = ScratchRoot()
         count = workers or usable_cores()
         landlock = "landlock" not in self.missing_layers
-        self._runners = [Runner(self._folder, landlock=landlock, namespaces=namespaces) for _ in range(count)]
+        self._runners = [Runner(self._folder.path, landlock=landlock, namespaces=namespaces) for _ in range(count)]
         self.layers = self._runners[0].layers
         self._threads: list[threading.Thread] = []
         self._closed = False
@@ -131,7 +129,7 @@ class Grader(Batches):
             thread.join()
         for runner in self._runners:
             runner.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.remove()
         hiding.show_process()
 
     # ---- grading --------------------------------------------------------------------------------------------------
@@ -276,12 +274,3 @@ class Grader(Batches):
 def _went_wrong(future: Future[Verdict]) -> bool:
     """Whether a cached grade is not worth keeping: it raised, or the machine failed."""
     return future.done() and (future.exception() is not None or future.result().infra)
-
-
-def _scratch_root() -> Path:
-    try:
-        return Path(tempfile.mkdtemp(prefix="vgrout-"))
-    except OSError as error:
-        raise UserError(
-            f"no folder for scratch files can be made ({error}); set TMPDIR to one that can be written"
-        ) from error

@@ -23,7 +23,8 @@ from vgrout.env.modes import Mode, hack_attempted, mode_named
 from vgrout.env.oracle import OracleResult, OutputJudge
 from vgrout.env.sandbox import Limits
 from vgrout.env.scratch import remove_folder
-from vgrout.env.worker import Exit, InfraError, Server
+from vgrout.env.watch import Exit, InfraError
+from vgrout.env.worker import Server
 from vgrout.types import Markers, Prompt, UserError, Verdict
 
 ATTEMPTS = 4
@@ -183,10 +184,16 @@ class Runner:
         request = _request(case.program, tests.setup, calls, probe, list(case.mode.family(case.markers)), seal)
 
         def once() -> tuple[T, str, Exit]:
-            report = ProbeReport(seal)
+            report = ProbeReport(seal, limits)
             with self.scratch(limits, files) as scratch:
                 end = self.start().run(
-                    request, limits, report, prelude=tests.prelude, stdout=probe == "stdout", scratch=scratch
+                    request,
+                    limits,
+                    report,
+                    prelude=tests.prelude,
+                    stdout=probe == "stdout",
+                    scratch=scratch,
+                    allowance=report.allowance,
                 )
                 _raise_trouble(report.trouble, report.ready, end, tests.problem_id)
                 return read(report, end, scratch), _reason(end, limits), end
@@ -244,7 +251,9 @@ def _raise_trouble(trouble: str, ready: bool, end: Exit, problem_id: str) -> Non
 def _reason(end: Exit, limits: Limits) -> str:
     """Why a child ended that settled nothing; InfraError where it was killed from outside."""
     if end.killed:
-        return {"wall": "wall", "line": "oversize", "stdout": "oversize", "folder": "oversize"}.get(end.killed, "died")
+        return {"wall": "wall", "allowance": "cpu", "line": "oversize", "stdout": "oversize", "folder": "oversize"}.get(
+            end.killed, "died"
+        )
     if os.WIFSIGNALED(end.status):
         number = os.WTERMSIG(end.status)
         if number == signal.SIGKILL and end.cpu_s > 0.5 * limits.cpu_s:
