@@ -17,6 +17,8 @@ from vgrout.types import Problem, Prompt
 
 CREDIBLE_MS = 100, 220
 """Median times per grade that published graders of the field have on the 119 problems."""
+SLOW_S = 2.0
+"""Above this a program, or a test that it brings along, has most likely run into a limit."""
 
 
 @dataclass
@@ -97,7 +99,14 @@ def rollouts(grader: Grader, ours_cpu: Callable[[], float], rows: list[dict[str,
         rival.close()
     times = [sum(getattr(taken["field"], what)) / sum(getattr(taken["ours"], what)) for what in ("cpu", "wall")]
     ratio = f"ours have {times[0]:.1f} times the field's throughput per CPU-second, {times[1]:.1f} times per second"
-    return "\n".join([HEAD, *(t.row(name) for name, t in taken.items()), ratio])
+    slow = [n for n, cpu in enumerate(taken["field"].cpu) if cpu > SLOW_S]
+    of_slow = {name: sum(t.cpu[n] for n in slow) for name, t in taken.items()}
+    rest = [sum(taken[name].cpu) - of_slow[name] for name in ("field", "ours")]
+    slowest = (
+        f"{len(slow)} programs took the field's more than {SLOW_S:g} s of CPU: {of_slow['ours']:.1f} s of ours, "
+        f"{of_slow['field']:.1f} s of the field's; {rest[0] / rest[1]:.1f} times on the others"
+    )
+    return "\n".join([HEAD, *(t.row(name) for name, t in taken.items()), ratio, slowest])
 
 
 def passes(grader: Grader, prompt: Prompt, response: str) -> bool:

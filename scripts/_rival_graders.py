@@ -60,19 +60,21 @@ class Bare:
 
 
 class Field:
-    """A fresh interpreter for each check: does it compile, does it pass the tests, do its own tests pass."""
+    """A fresh interpreter for each check: does it compile, does it pass the tests, do its own tests pass on its own code
+    and on a stub. Ours finds out the same four things."""
 
     def __init__(self) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="vgrout-bench-")
 
     def passes(self, problem: Problem, program: str, *, own_tests: bool = False) -> bool:
-        """Whether the program passes every assert; with `own_tests` its `run_tests` is called as well."""
+        """Whether the program passes every assert; with `own_tests` its `run_tests` is called as well, on both."""
         if not self._run(_COMPILES, {"source": program}).get("compiles"):
             return False
         job = {"setup": problem.setup_code, "source": program, "tests": list(problem.asserts)}
         passed = self._run(_TESTS, job).get("passed", 0) == len(problem.asserts)
         if own_tests:
-            self._run(_OWN, job | {"stub": _stub(program)})
+            for tested in (program, _stub(program)):
+                self._run(_OWN, job | {"tested": tested})
         return passed
 
     def _run(self, script: str, job: dict) -> dict:
@@ -136,7 +138,7 @@ namespace = {{"__name__": "solution"}}
 ok = False
 try:
     exec(job["setup"], namespace)
-    exec(job["stub"], namespace)
+    exec(job["tested"], namespace)
     run = namespace.get("run_tests") or getattr(namespace["Solution"](), "run_tests")
     run()
     ok = True

@@ -24,8 +24,8 @@ READ_BYTES = 64 * 1024
 """The part of a result file that is read."""
 REPORT_BYTES = 256 * 1024
 """What a probe may report."""
-OWN_TESTS_SHARE = 0.25
-"""Of the CPU limit: twice what the canonical solution takes for all the hidden tests. A response's tests are a few small
+OWN_TESTS_SHARE = 0.125
+"""Of the CPU limit: at least what the canonical solution takes for all the hidden tests. A response's tests are a few small
 cases, and what they say of its own code is paid nothing; those that never end would cost more than all other grades."""
 CLAIMS = ("stub", "own", "canonical", "attribute", "equal")
 """What a probe may report."""
