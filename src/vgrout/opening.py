@@ -9,8 +9,6 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from vgrout.config import RunConfig
 from vgrout.direction_inputs import chosen_pairs, measured_along, open_direction, require_use, wants_direction
 from vgrout.directions.meter import Meter
@@ -22,7 +20,7 @@ from vgrout.inputs import Data, check_prompt_lengths, check_sampling, load_data,
 from vgrout.interventions import intervention_class
 from vgrout.measure import columns_of
 from vgrout.optim import Optimizer
-from vgrout.resume import Resumed, cut_logs, fingerprints
+from vgrout.resume import Resumed, cut_logs, fingerprints, seed_generators
 from vgrout.run.console import say
 from vgrout.run.disk import require_writable
 from vgrout.run.folder import LIMITS, RunFolder
@@ -45,7 +43,7 @@ def open_session(
     check_sampling(config)
     if resumed is None:
         require_writable(config.out, config.name)
-    torch.manual_seed(config.seed)
+    seed_generators(config.seed)
     data = load_data(config)
     steps = [data.draw.prompts(step) for step in range(config.steps)]
     require_use(config)

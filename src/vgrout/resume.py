@@ -38,6 +38,10 @@ FIXED: Final = (
     *("adapter", "extraction", "model.name", "model.revision", "model.dtype", "model.seed"),
 )
 """Settings that a state has no meaning without, or that it holds itself."""
+ENTRIES: Final = (
+    *("inputs", "parameters", "optimizer", "intervention", "direction", "tripwires", "hacked", "random", "logs"),
+)
+"""What a state holds of a session."""
 FIXED_INPUTS: Final = ("base weights", "adapter's basis", "pairs")
 
 
@@ -99,34 +103,28 @@ def reopen(run: RunFolder, stored: RunConfig[Any], asked: RunConfig[Any], *, ove
         raise UserError(
             f"{run.path}: {'; '.join(listed.values())}; leave that out, or take it over from here on with --override"
         )
-    if _was_finished(run) and asked.steps <= stored.steps:
+    status = run.known_status()
+    if status.get("state") == "finished" and asked.steps <= stored.steps:
         raise UserError(
             f"{run.path} is finished after {stored.steps} steps; `vgrout eval {run.path}` evaluates it again, and "
             "--override --steps N trains on"
         )
-    state = _usable(run)
+    state = _usable(run, status.get("started"))
     if state is not None and state.updates > asked.steps:
         raise UserError(f"{run.path}: it has {state.updates} updates already, --steps {asked.steps} asks for fewer")
     return Resumed(run, state, changed)
 
 
-def _was_finished(run: RunFolder) -> bool:
-    """By its status file; a damaged one says nothing, and its run may go on."""
-    try:
-        return run.status().get("state") == "finished"
-    except UserError as error:
-        logger.warning(str(error))
-        return False
-
-
-def _usable(run: RunFolder) -> State | None:
+def _usable(run: RunFolder, owner: str | None) -> State | None:
     """The newest whole state whose rollouts are all there; None where the run was killed before it had saved one.
 
-    Raises `UserError` where finished steps would be lost, because no state or not all their rollouts are left.
+    Raises `UserError` where finished steps would be lost, because no state or not all their rollouts are left, and at a state
+    of another version or another run.
     """
     size, seen = intact_size(run.path / ROLLOUTS), False
-    for state in whole_states(run.path):
+    for state in whole_states(run.path, owner):
         seen = True
+        _require_entries(state)
         if int(state.content["logs"]["rollouts"]) <= size:
             return state
         logger.warning(
@@ -143,6 +141,15 @@ def _usable(run: RunFolder) -> State | None:
             f"(the checkpoints in {run.path / CHECKPOINTS} can still be evaluated)"
         )
     return None
+
+
+def _require_entries(state: State) -> None:
+    """`UserError` for a state without what a session is restored from, while nothing is changed yet."""
+    if missing := sorted(set(ENTRIES) - state.content.keys()):
+        raise UserError(
+            f"{state.path}: it lacks {', '.join(missing)}, so another version wrote it; resume with the code revision in "
+            f"{ENVIRONMENT}, or start a new run"
+        )
 
 
 def log_marks(run: Path) -> dict[str, Any]:
@@ -250,6 +257,13 @@ def random_states() -> dict[str, Any]:
         "python": (version, keys, position),
         "numpy": (name, torch.from_numpy(np.asarray(numbers).astype(np.int64)), *rest),
     }
+
+
+def seed_generators(seed: int) -> None:
+    """Sets them for a run's beginning, so that a plug-in which draws from them repeats itself as well."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def set_random_states(states: Mapping[str, Any]) -> None:

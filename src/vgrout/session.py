@@ -148,7 +148,7 @@ class Session:
             path, info = self.run.checkpoint_path(name), identity(self.loaded)
             save_checkpoint(path, self.policy.adapter, info, step=updates, config=self.config.to_dict())
         if state:
-            save_state(self.run.path, updates, self.state())
+            save_state(self.run.path, updates, self.state(), owner=self.run.known_status().get("started"))
 
     def state(self) -> dict[str, Any]:
         """What the next step depends on, beside the configuration and the base model."""
