@@ -28,6 +28,7 @@ from vgrout.run.heartbeat import Heartbeat
 from vgrout.run.table import StepTable
 from vgrout.session import Session
 from vgrout.tripwires import Anchors, Tripwires, anchor_texts
+from vgrout.types import Interrupted
 
 
 @contextmanager
@@ -119,12 +120,15 @@ def _run_folder(
         )
     )
     with folder as run:
-        if resumed is not None:
-            cut_logs(resumed, config, columns_of(config.env.modes))
-        # Again in a resumed run: it may have been killed before it had written them.
-        save_partition(run.path / "partition.json", data.draw.partition, modes=config.env.modes, seed=config.seed)
-        run.write_json("partition_eval.json", data.eval_partition)
-        run.write_json(LIMITS, grader.measure_limits())
-        if record is not None:
-            run.write_json("direction.json", record)
+        try:
+            if resumed is not None:
+                cut_logs(resumed, config, columns_of(config.env.modes))
+            # Again in a resumed run: it may have been killed before it had written them.
+            save_partition(run.path / "partition.json", data.draw.partition, modes=config.env.modes, seed=config.seed)
+            run.write_json("partition_eval.json", data.eval_partition)
+            run.write_json(LIMITS, grader.measure_limits())
+            if record is not None:
+                run.write_json("direction.json", record)
+        except KeyboardInterrupt as error:
+            raise Interrupted(f"before the first step; continue with `vgrout train --resume {run.path}`") from error
         yield run
