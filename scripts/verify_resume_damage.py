@@ -3,6 +3,7 @@
 Invariants:
 - damage that would lose finished steps is refused with the folder unchanged; other damage is mended
 - so is a state that is whole and another version's, or another run's
+- a setting that was edited in config.json is refused by name, or taken over with --override
 - an override that changes inputs stays in force after a kill
 - a full disk in the checkpoint, a metrics file cut short and a damaged newest state lose nothing
 """
@@ -148,6 +149,31 @@ def _():
     assert stored["optim"]["betas"] == [0.5, 0.6] and stored["eval"]["problems"] == 1, stored["optim"]
     assert result(run)["weights"] != unbroken("absorb")[0]["weights"], "the override has changed nothing"
     return "held-out problems and betas"
+
+
+def edit(run: Path, section: str, setting: str, value: Any) -> None:
+    config = json.loads((run / "config.json").read_text())
+    config[section][setting] = value
+    (run / "config.json").write_text(json.dumps(config))
+
+
+@gate.invariant("settings edited in config.json are refused by name, or taken over and recorded", slow=True)
+def _():
+    run = damaged("edited")
+    edit(run, "optim", "lr", 0.5)
+    said = refusal("edited")
+    assert "optim.lr was 0.001, is 0.5" in said and "--override" in said and said.count(" was ") == 2, said
+    edit(run, "adapter", "rank", 8)
+    said = refusal("edited", "--override")
+    assert "adapter.rank was 4, is 8" in said and "--override" not in said, said
+    edit(run, "adapter", "rank", 4)
+    (run / "resumes.jsonl").write_text("[1]\nno json\n")
+    killed = attempt(["train", "--resume", str(run), "--override"], log("edited"), Blow("update", 3, 0.01))
+    assert killed == -signal.SIGKILL, log("edited").read_text()[-2000:]
+    assert "optim.lr" in (run / "resumes.jsonl").read_text()
+    assert resume("edited") == 0, log("edited").read_text()[-2000:]
+    assert max(row["lr"] for row in result(run)["metrics"]) > 0.01
+    return "a learning rate taken over, a rank refused"
 
 
 def full_disk() -> None:

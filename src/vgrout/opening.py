@@ -20,10 +20,11 @@ from vgrout.inputs import Data, check_prompt_lengths, check_sampling, load_data,
 from vgrout.interventions import intervention_class
 from vgrout.measure import columns_of
 from vgrout.optim import Optimizer
-from vgrout.resume import Resumed, cut_logs, fingerprints, seed_generators
+from vgrout.resume import Resumed, cut_logs, fingerprints
 from vgrout.run.console import say
 from vgrout.run.disk import require_writable
 from vgrout.run.folder import LIMITS, RunFolder
+from vgrout.run.generators import seed_generators
 from vgrout.run.heartbeat import Heartbeat
 from vgrout.run.table import StepTable
 from vgrout.session import Session
