@@ -237,6 +237,11 @@ def _():
     with tempfile.TemporaryDirectory() as name:
         adapter, path = young(Path(name))
         before = path.read_bytes()
+        plain = Path(name) / "plain"
+        plain.touch()
+        assert path.stat().st_mode == plain.stat().st_mode, (
+            "others may not read the checkpoint, though the umask lets them"
+        )
 
         def torn(tensors: dict[str, Tensor], where: Path, **rest: object) -> None:
             Path(where).write_bytes(before[: len(before) // 2])

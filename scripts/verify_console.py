@@ -5,7 +5,8 @@ Invariants:
 - Wilson intervals agree with published values and hold at the ends
 - the step table keeps its widths, prints undefined values as -, and never shows a hack figure without its solve figure
 - progress is seen in a log and on a terminal, also while the work is stuck
-- the console hears results and warnings, the log file hears everything
+- the console hears results and warnings, the log file hears everything; a full disk costs lines of
+  that file, and neither the run nor its last message
 """
 
 from __future__ import annotations
@@ -144,6 +145,22 @@ def _():
     assert out.getvalue() == "12 | table {x} <b>\n", out.getvalue()
     assert all(text in heard for text in ("detail", "news", "{odd} <red>", "12 | table {x} <b>")), heard
     return "2 lines on standard error, 1 on standard output, 4 in the file"
+
+
+@gate.invariant("a log file that the disk does not take costs one warning, and neither the run nor its last message")
+def _():
+    with redirect_stderr(io.StringIO()) as err:
+        setup_console()
+        listener = add_log_file(Path("/dev/full"))
+        logger.error("first")
+        logger.error("half a pair \ud800")
+        logger.remove(listener)
+        logger.remove()
+    lines = err.getvalue().splitlines()
+    lost = [line for line in lines if "/dev/full" in line]
+    assert len(lost) == 1 and "No space left on device" in lost[0], lines
+    assert sorted(line for line in lines if line not in lost) == ["error: first", "error: half a pair \ud800"], lines
+    return lost[0].partition(": ")[2]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Invariants:
 - each kind of idle group is told from the others; a group that teaches makes the step a learning one
 - the line counts prompts, names at most six of them, puts the most frequent kind first, and its remedies exist
+- rows that the grader failed on are said even where the others taught something
 - in steps of the training loop there is a diagnosis exactly where no row taught a block
 """
 
@@ -47,6 +48,7 @@ CASES: dict[str, tuple[tuple[dict[str, Any], ...], Kind]] = {
     "code in some": ((NO_COMPILE, NO_CODE) * 2, module.NO_COMPILE),
     "masked": ((MASKED,) * G, module.MASKED),
     "all but one masked": ((MASKED,) * 3 + (HACK,), module.SINGLE),
+    "half masked": ((NO_CODE,) * 2 + (MASKED,) * 2, module.PARTLY),
     "discarded": ((ROUTED, WRONG, WRONG, WRONG), module.DISCARDED),
     "shaped": ((HACK, WRONG, WRONG, WRONG), module.SHAPED),
     "odd equal rewards": ((HACK | {"reward": 0.5}, WRONG) * 2, module.SAME),
@@ -106,8 +108,10 @@ def _():
     sink = logger.add(lambda message: warnings.append(message.record["message"]), level="WARNING")
     warn_if_idle(7, records)
     warn_if_idle(8, group(0, TEACHES, WRONG, WRONG, WRONG))
+    warn_if_idle(9, group(0, TEACHES, WRONG, MASKED, MASKED))
     logger.remove(sink)
-    assert warnings == [f"step 7 {said}"], warnings
+    masked = "step 9: 2 of 4 rows are masked, their grades failed for reasons of the machine"
+    assert warnings == [f"step 7 {said}", masked], warnings
     return f"{len(said or '')} characters for 7 prompts; {', '.join(sorted(options))}"
 
 

@@ -3,6 +3,7 @@
 Invariants:
 - every value of the table is a preset's own, or a departure declared with that value, the preset's own and a reason;
 - the table below is the one of the specification, where its text is at hand;
+- the variant that the table names is a preset, and differs from its own in that one value;
 - defaults that hold everywhere hold for every intervention: adapter, learning rate of delta_s, router, gate, rival;
 - docs/presets.md shows every value of every preset, and every departure with its reason.
 """
@@ -10,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,7 @@ def value_of(config: Any, setting: str) -> Any:
 
 @gate.invariant("every value is the specification's or a declared departure from it, and no departure is idle")
 def _():
-    assert tuple(PRESETS) == NAMES and set(DEPARTURES) <= set(NAMES), (tuple(PRESETS), set(DEPARTURES))
+    assert tuple(PRESETS) == (*NAMES, "rebound") and set(DEPARTURES) <= set(NAMES), (tuple(PRESETS), set(DEPARTURES))
     compared, used = 0, set()
     for column, name in enumerate(NAMES):
         for setting, values in TABLE.items():
@@ -89,6 +91,17 @@ def _():
     declared = {(name, setting) for name, found in DEPARTURES.items() for setting in found}
     assert declared == used, f"departures from what is not in the table: {declared - used}"
     return f"{compared} values, {len(used)} departures"
+
+
+@gate.invariant("rebound is full with a KL of .04, and nothing else")
+def _():
+    for intervention in INTERVENTIONS:
+        for kind in ("lora2r", "delta_s"):
+            plain, own = (preset(name, intervention, kind) for name in ("full", "rebound"))
+            changed = replace(plain, preset="rebound", grpo=replace(plain.grpo, beta=0.04))
+            assert own == changed, (intervention, kind)
+    assert "| `rebound` | `full` with `grpo.beta` .04" in PAGE.read_text(encoding="utf-8")
+    return f"{len(INTERVENTIONS)} interventions"
 
 
 @gate.invariant("the table is the one of the specification")
@@ -126,7 +139,9 @@ def _():
         share, off = TABLE["rollout.mix_ratio"][column], TABLE["rollout.teacher_off_step"][column]
         expected = [share * TABLE["grpo.group_size"][column]] if name == "smoke" else [share, off] if share else []
         assert mix == expected, (name, mix, expected)
-    return f"{compared + 10} cells"
+    variant = re.search(r"\(`(\w+)` variant (\.\d+)\)", cells["KL beta"][NAMES.index("full")])
+    assert variant and preset(variant[1], "none").grpo.beta == float(variant[2]), cells["KL beta"]
+    return f"{compared + 11} cells"
 
 
 @gate.invariant("the defaults of adapters, gates, router and rival hold in every preset")

@@ -3,7 +3,8 @@
 Invariants:
 - SIGKILL in the middle of the update: the resumed run has the weights, metrics, rollouts and evaluation of an unbroken one
 - a finished run, a run that another process trains, a changed setting and a changed input are refused by name
-- a first Ctrl-C ends the run after its step with a state, a second one at once; both resume to the unbroken run
+- a first Ctrl-C ends the run after its step with a state, a second one at once; both resume to the unbroken run,
+  and so does one that came before the first step
 - grader servers that are killed in the middle of a step change nothing, or stop the run safely
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 from _gate import Gate
 from _kill import Blow, attempt, require_equal, result
 from _resuming import arguments, folder, log, refusal, resume, survives, unbroken
+from vgrout import opening
 from vgrout.run.heartbeat import Heartbeat, Lock
 from vgrout.run.states import newest_update
 
@@ -79,6 +81,22 @@ def _():
         assert resume(name) == 0, log(name).read_text()[-2000:]
         require_equal(result(folder(name)), unbroken("absorb")[0], name)
     return "SIGINT, SIGINT twice, SIGTERM, SIGINT in the last step, SIGTERM in the evaluation"
+
+
+def interrupted_early() -> None:
+    """In the child: Ctrl-C while the run's first files are written."""
+    opening.save_partition = lambda *args, **more: os.kill(os.getpid(), signal.SIGINT)  # ty: ignore[invalid-assignment]
+
+
+@gate.invariant("Ctrl-C before the first step names the command that continues as well")
+def _():
+    code = attempt(arguments("none", "early"), log("early"), before=interrupted_early)
+    text = log("early").read_text()
+    assert code == 130 and f"--resume {folder('early')}" in text and "Traceback" not in text, (code, text[-1000:])
+    assert json.loads((folder("early") / "status.json").read_text())["state"] == "stopped"
+    assert resume("early") == 0, log("early").read_text()[-2000:]
+    require_equal(result(folder("early")), unbroken("none")[0], "early")
+    return text.strip().splitlines()[-1][:60]
 
 
 def grader_killed() -> None:

@@ -2,6 +2,8 @@
 
 Invariants:
 - damage that would lose finished steps is refused with the folder unchanged; other damage is mended
+- so is a state that is whole and another version's, or another run's
+- a setting that was edited in config.json is refused by name, or taken over with --override
 - an override that changes inputs stays in force after a kill
 - a full disk in the checkpoint, a metrics file cut short and a damaged newest state lose nothing
 """
@@ -9,6 +11,8 @@ Invariants:
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
 import json
 import os
 import shutil
@@ -17,6 +21,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from _gate import Gate
 from _kill import Blow, attempt, require_equal, result
@@ -59,6 +65,43 @@ def _():
     return f"{len(accidents)} accidents"
 
 
+def restated(run: Path, without: str = "", **entries: Any) -> None:
+    """Every state with these entries instead of its own, or without one, under the name that fits."""
+    for path in list((run / STATES).iterdir()):
+        content = torch.load(path, weights_only=True) | entries
+        content.pop(without, None)
+        raw = io.BytesIO()
+        torch.save(content, raw)
+        path.unlink()
+        digest = hashlib.sha256(raw.getvalue()).hexdigest()[:16]
+        (run / STATES / f"{path.name.rpartition('_')[0]}_{digest}.pt").write_bytes(raw.getvalue())
+
+
+@gate.invariant(
+    "a whole state of another version or another run is refused by name, nothing in the folder changed", slow=True
+)
+def _():
+    said = []
+    cases: tuple[tuple[str, dict[str, Any], str], ...] = (
+        ("format", {"format": "vgrout-state-0"}, "vgrout-state-0"),
+        ("before formats", {"without": "format"}, "code revision"),
+        ("lacking", {"without": "tripwires"}, "lacks tripwires"),
+        ("owner", {"owner": "2020-01-01T00:00:00+00:00"}, "another run wrote it"),
+        ("updates", {"updates": 7}, "after 7 updates"),
+    )
+    for what, entries, expected in cases:
+        run = damaged(f"other-{what.replace(' ', '-')}")
+        restated(run, **entries)
+        before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+        said.append(refusal(run.name))
+        assert expected in said[-1] and "state_update" in said[-1], (what, said[-1])
+        assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}, what
+    run = damaged("restated")
+    restated(run)
+    assert resume("restated") == 0, "states written anew, with nothing changed, are not taken: the refusals say nothing"
+    return f"{len(said)} refusals"
+
+
 def _flip(path: Path, at: int) -> None:
     content = bytearray(path.read_bytes())
     content[at] ^= 0xFF
@@ -80,12 +123,17 @@ def _():
     assert resume("mended") == 0, log("mended").read_text()[-2000:]
     require_equal(result(run), unbroken("absorb")[0], "mended")
     assert [json.loads(line)["updates"] for line in (run / "resumes.jsonl").read_text().splitlines()] == [2]
+    for what, damage in {"torn": lambda path: cut_short(path, 20), "no": lambda path: path.unlink()}.items():
+        run = damaged(f"{what}-status")
+        damage(run / "status.json")
+        assert resume(run.name) == 0, log(run.name).read_text()[-2000:]
+        require_equal(result(run), unbroken("absorb")[0], run.name)
     for what, damage in {"flipped": lambda path: _flip(path, 40), "gone": lambda path: path.unlink()}.items():
         run = damaged(what)  # only the init's state has all its rollouts, which are none: the steps are made again
         damage(run / "rollouts.jsonl.zst")
         assert resume(what) == 0 and "older state" in log(what).read_text(), log(what).read_text()[-2000:]
         require_equal(result(run), unbroken("absorb")[0], what)
-    return "7 files; rollouts flipped and gone"
+    return "7 files; status torn and gone; rollouts flipped and gone"
 
 
 @gate.invariant(
@@ -101,6 +149,31 @@ def _():
     assert stored["optim"]["betas"] == [0.5, 0.6] and stored["eval"]["problems"] == 1, stored["optim"]
     assert result(run)["weights"] != unbroken("absorb")[0]["weights"], "the override has changed nothing"
     return "held-out problems and betas"
+
+
+def edit(run: Path, section: str, setting: str, value: Any) -> None:
+    config = json.loads((run / "config.json").read_text())
+    config[section][setting] = value
+    (run / "config.json").write_text(json.dumps(config))
+
+
+@gate.invariant("settings edited in config.json are refused by name, or taken over and recorded", slow=True)
+def _():
+    run = damaged("edited")
+    edit(run, "optim", "lr", 0.5)
+    said = refusal("edited")
+    assert "optim.lr was 0.001, is 0.5" in said and "--override" in said and said.count(" was ") == 2, said
+    edit(run, "adapter", "rank", 8)
+    said = refusal("edited", "--override")
+    assert "adapter.rank was 4, is 8" in said and "--override" not in said, said
+    edit(run, "adapter", "rank", 4)
+    (run / "resumes.jsonl").write_text("[1]\nno json\n")
+    killed = attempt(["train", "--resume", str(run), "--override"], log("edited"), Blow("update", 3, 0.01))
+    assert killed == -signal.SIGKILL, log("edited").read_text()[-2000:]
+    assert "optim.lr" in (run / "resumes.jsonl").read_text()
+    assert resume("edited") == 0, log("edited").read_text()[-2000:]
+    assert max(row["lr"] for row in result(run)["metrics"]) > 0.01
+    return "a learning rate taken over, a rank refused"
 
 
 def full_disk() -> None:

@@ -6,7 +6,8 @@ Invariants:
 - the anchors' log-prob is the mean over texts of torch's own cross-entropy; the texts are the same for every seed
 - a state carries the wires' memory: continued from it, they stop at the same step
 - a run that trips says so in one line, names the last good checkpoint, and has saved nothing since the wire was touched
-- weights that are not finite stop a run at once, and are not saved
+- so it is with a step that has lost the format, before the mean of five steps says so
+- weights and gradients that are not finite stop a run at once, and are not saved
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ from torch import Tensor
 from _cli import run as command
 from _gate import Gate
 from vgrout.adapter.base import Adapter
+from vgrout.arguments import parse_run
 from vgrout.inputs import load_data, load_policy
+from vgrout.optim import clip_norm
 from vgrout.presets import preset
 from vgrout.run.folder import RunFolder
 from vgrout.run.states import newest_update
@@ -83,6 +87,36 @@ def _():
         assert wires.suspicious == name, (name, wires.suspicious)
     assert judged(fresh(), [{}] * 50) is None
     return f"{len(WIRES)} wires"
+
+
+@gate.invariant("a step that has lost the format is not saved, long before the mean of five steps stops the run")
+def _():
+    wires, rates = fresh(), [0.9] * 5 + [0.0] * 6
+    doubts, stopped = [], False
+    for rate in rates:
+        stopped = judged(wires, [{"format_rate": rate}]) is not None
+        doubts.append(bool(wires.suspicious))
+        if stopped:
+            break
+    assert stopped and len(doubts) == len(rates), doubts
+    assert doubts == [False] * 5 + [True] * 6, doubts
+    assert judged(wires, [{"format_rate": 0.9}]) is None and not wires.suspicious, wires.suspicious
+    assert not fresh(stop=False).suspicious
+    return f"doubted from step 5 on, stopped at step {len(doubts) - 1}"
+
+
+@gate.invariant("what the error says to do is an option of the command")
+def _():
+    wires = fresh(patience=1)
+    try:
+        wires.check(0, NOTHING | {"sampler_gap_mean": 1.0})
+        raise AssertionError("the wire did not stop")
+    except Tripped as error:
+        option = re.search(r"--\S+", str(error))
+    assert option is not None
+    config = parse_run("smoke", ["--intervention", "none", option[0]], "vgrout train smoke")
+    assert not config.tripwires.stop, option[0]
+    return option[0]
 
 
 @gate.invariant("wires continued from a saved state stop at the same step")
@@ -147,6 +181,24 @@ def _():
         assert [p.stem for p in run.checkpoints()] == ["ckpt_update0000", "ckpt_update0002"]
         assert len(run.metrics()) == 5, len(run.metrics())
     return line.partition("error: ")[2][:90]
+
+
+@gate.invariant("a gradient that is not finite is one line and the last good checkpoint, for the router too")
+def _():
+    for poisoned in ((1.0, float("inf")), (float("nan"),)):
+        parameter = torch.nn.Parameter(torch.zeros(len(poisoned)))
+        parameter.grad = torch.tensor(poisoned)
+        try:
+            clip_norm([parameter], 1.0)
+        except FloatingPointError as error:
+            said = str(error)
+        else:
+            raise AssertionError(f"{poisoned} was clipped")
+        assert "--optim.lr" in said and "nonfinite" not in said, said
+    sound = torch.nn.Parameter(torch.zeros(2))
+    sound.grad = torch.tensor([3.0, 4.0])
+    assert clip_norm([sound], 1.0) == 5.0 and abs(float(sound.grad.norm()) - 1) < 1e-5
+    return said
 
 
 @gate.invariant("weights that are not finite stop a run at once and are not saved", slow=True)

@@ -28,6 +28,9 @@ LARGER = "sample larger groups (--grpo.group-size)"
 
 MASKED = Kind("every grade failed for reasons of the machine", "free memory, processes and disk space for the grader")
 SINGLE = Kind("a single row was graded and the others are masked", MASKED.remedy)
+PARTLY = Kind(
+    "half of the grades or more failed for reasons of the machine and the other rows earn the same", MASKED.remedy
+)
 NO_CODE = Kind("no row has a code block", TEACHER)
 NO_CODE_CUT = Kind("no row has a code block and most are cut", f"raise --rollout.max-new or {TEACHER}")
 NO_COMPILE = Kind("no row's code compiles", TEACHER)
@@ -49,6 +52,8 @@ def kind_of(rows: Sequence[Record]) -> Kind:
         return SINGLE if graded else MASKED
     if len({row["reward"] for row in graded}) > 1:
         return SHAPED
+    if 2 * len(graded) <= len(rows):  # what the others would have earned is not known
+        return PARTLY
 
     def every(*fields: str) -> bool:
         return all(any(row[field] for field in fields) for row in graded)
@@ -90,7 +95,12 @@ def diagnosis(records: Iterable[Record]) -> str | None:
 
 
 def warn_if_idle(step: int, records: Iterable[Record]) -> None:
-    """Logs the diagnosis of a step that has one."""
+    """Logs the diagnosis of a step that has one, and how many rows are masked where there are any."""
+    records = list(records)
+    if masked := sum(bool(row["infra"]) for row in records):
+        logger.warning(
+            f"step {step}: {masked} of {len(records)} rows are masked, their grades failed for reasons of the machine"
+        )
     if line := diagnosis(records):
         logger.warning(f"step {step} {line}")
 

@@ -9,8 +9,6 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from vgrout.config import RunConfig
 from vgrout.direction_inputs import chosen_pairs, measured_along, open_direction, require_use, wants_direction
 from vgrout.directions.meter import Meter
@@ -26,10 +24,12 @@ from vgrout.resume import Resumed, cut_logs, fingerprints
 from vgrout.run.console import say
 from vgrout.run.disk import require_writable
 from vgrout.run.folder import LIMITS, RunFolder
+from vgrout.run.generators import seed_generators
 from vgrout.run.heartbeat import Heartbeat
 from vgrout.run.table import StepTable
 from vgrout.session import Session
 from vgrout.tripwires import Anchors, Tripwires, anchor_texts
+from vgrout.types import Interrupted
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def open_session(
     check_sampling(config)
     if resumed is None:
         require_writable(config.out, config.name)
-    torch.manual_seed(config.seed)
+    seed_generators(config.seed)
     data = load_data(config)
     steps = [data.draw.prompts(step) for step in range(config.steps)]
     require_use(config)
@@ -121,12 +121,15 @@ def _run_folder(
         )
     )
     with folder as run:
-        if resumed is not None:
-            cut_logs(resumed, config, columns_of(config.env.modes))
-        # Again in a resumed run: it may have been killed before it had written them.
-        save_partition(run.path / "partition.json", data.draw.partition, modes=config.env.modes, seed=config.seed)
-        run.write_json("partition_eval.json", data.eval_partition)
-        run.write_json(LIMITS, grader.measure_limits())
-        if record is not None:
-            run.write_json("direction.json", record)
+        try:
+            if resumed is not None:
+                cut_logs(resumed, config, columns_of(config.env.modes))
+            # Again in a resumed run: it may have been killed before it had written them.
+            save_partition(run.path / "partition.json", data.draw.partition, modes=config.env.modes, seed=config.seed)
+            run.write_json("partition_eval.json", data.eval_partition)
+            run.write_json(LIMITS, grader.measure_limits())
+            if record is not None:
+                run.write_json("direction.json", record)
+        except KeyboardInterrupt as error:
+            raise Interrupted(f"before the first step; continue with `vgrout train --resume {run.path}`") from error
         yield run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,6 +63,16 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     return config.lr / 2 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
+def clip_norm(parameters: Iterable[Tensor], most: float) -> float:
+    """Scales the gradients to at most this global norm; returns the norm before. FloatingPointError where it is not finite."""
+    parameters = list(parameters)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if not bool(norm.isfinite()):
+        raise FloatingPointError(f"the gradient's norm is {float(norm)}: the model has diverged; lower --optim.lr")
+    nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return float(norm)
+
+
 class Optimizer:
     """Runs torch's AdamW on tensors that start every step at zero, so that what it writes there is its update."""
 
@@ -75,8 +86,7 @@ class Optimizer:
     @torch.no_grad()
     def clip(self) -> float:
         """Scales the adapter's gradients to at most `grad_clip` in global norm; returns the norm before."""
-        parameters = self.adapter.parameters()
-        return float(nn.utils.clip_grad_norm_(parameters, self.config.grad_clip, error_if_nonfinite=True))
+        return clip_norm(self.adapter.parameters(), self.config.grad_clip)
 
     @torch.no_grad()
     def propose(self, lr: float) -> list[Tensor]:

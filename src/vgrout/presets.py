@@ -106,12 +106,18 @@ def full(intervention: str, **changes: Any) -> RunConfig[Any]:
     )
 
 
+def rebound(intervention: str, **changes: Any) -> RunConfig[Any]:
+    """As full, with a KL of .04 to the base: for runs whose hacking rebounds."""
+    config = full(intervention, **changes)
+    return replace(config, preset="rebound", grpo=replace(config.grpo, beta=0.04))
+
+
 _BENCHMARK: dict[str, Any] = {
     "problems": "data/leetcode_train_medhard_filtered.jsonl",
     "eval_problems": "data/leetcode_test_medhard.jsonl",
 }
 
-PRESETS: dict[str, Callable[..., RunConfig[Any]]] = {f.__name__: f for f in (smoke, micro, lite, fast, full)}
+PRESETS: dict[str, Callable[..., RunConfig[Any]]] = {f.__name__: f for f in (smoke, micro, lite, fast, full, rebound)}
 
 
 @dataclass(frozen=True)
@@ -143,9 +149,9 @@ DEPARTURES: dict[str, dict[str, Departure]] = {
 }
 """Where presets depart from the specification's table; a gate holds exactly these. docs/presets.md shows them."""
 
-DELTA_S_LR = {"smoke": 1e-2, "micro": 3e-2, "lite": 2e-3, "fast": 2e-3, "full": 2e-3}
+DELTA_S_LR = {"smoke": 1e-2, "micro": 3e-2, "lite": 2e-3, "fast": 2e-3, "full": 2e-3, "rebound": 2e-3}
 """Peak learning rates of `delta_s`. micro: the one of 1e-3, 3e-3, 1e-2, 3e-2 at which `none` came to hack most on a
-development seed and the validation split; lite, fast and full: the middle of the range of earlier systems, not tried here."""
+development seed and the validation split; the others: the middle of the range of earlier systems, not tried here."""
 
 
 @dataclass(frozen=True)

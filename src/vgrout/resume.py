@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from loguru import logger
 from torch import Tensor, nn
@@ -38,6 +36,21 @@ FIXED: Final = (
     *("adapter", "extraction", "model.name", "model.revision", "model.dtype", "model.seed"),
 )
 """Settings that a state has no meaning without, or that it holds itself."""
+ENTRIES: Final = (
+    *(
+        "config",
+        "inputs",
+        "parameters",
+        "optimizer",
+        "intervention",
+        "direction",
+        "tripwires",
+        "hacked",
+        "random",
+        "logs",
+    ),
+)
+"""What a state holds of a session."""
 FIXED_INPUTS: Final = ("base weights", "adapter's basis", "pairs")
 
 
@@ -65,9 +78,18 @@ class Resumed:
 
     def _overridden(self) -> bool:
         """Whether settings were taken over by a resumption from this very state, which has since been killed."""
-        path = self.run.path / RESUMES
-        records = [json.loads(line) for line in whole_lines(path).splitlines()] if path.exists() else []
-        return any(record["overrides"] and record["updates"] == self.updates for record in records)
+        return any(record["overrides"] and record["updates"] == self.updates for record in _records(self.run.path))
+
+
+def _records(run: Path) -> list[dict[str, Any]]:
+    """The resumptions so far; a damaged line is left out with a warning."""
+    found = []
+    for line in whole_lines(run / RESUMES).splitlines():
+        try:
+            found.append({"overrides": {}, "updates": None} | json.loads(line))
+        except (ValueError, TypeError):
+            logger.warning(f"{run / RESUMES}: a damaged line was left out")
+    return found
 
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any], where: str = "") -> dict[str, tuple[Any, Any]]:
@@ -99,34 +121,48 @@ def reopen(run: RunFolder, stored: RunConfig[Any], asked: RunConfig[Any], *, ove
         raise UserError(
             f"{run.path}: {'; '.join(listed.values())}; leave that out, or take it over from here on with --override"
         )
-    if _was_finished(run) and asked.steps <= stored.steps:
+    status = run.known_status()
+    if status.get("state") == "finished" and asked.steps <= stored.steps:
         raise UserError(
             f"{run.path} is finished after {stored.steps} steps; `vgrout eval {run.path}` evaluates it again, and "
             "--override --steps N trains on"
         )
-    state = _usable(run)
+    state = _usable(run, status.get("started"))
+    if state is not None:
+        changed = _edited(run, state, stored, override=override) | changed
     if state is not None and state.updates > asked.steps:
         raise UserError(f"{run.path}: it has {state.updates} updates already, --steps {asked.steps} asks for fewer")
     return Resumed(run, state, changed)
 
 
-def _was_finished(run: RunFolder) -> bool:
-    """By its status file; a damaged one says nothing, and its run may go on."""
-    try:
-        return run.status().get("state") == "finished"
-    except UserError as error:
-        logger.warning(str(error))
-        return False
+def _edited(run: RunFolder, state: State, stored: RunConfig[Any], *, override: bool) -> dict[str, tuple[Any, Any]]:
+    """Settings of config.json that are neither the state's nor taken over by a resumption; `UserError` without `override`."""
+    found = differences(json.loads(state.content["config"]), json.loads(dumps(stored.to_dict(), CONFIG)))
+    taken = {name for record in _records(run.path) for name in record["overrides"]}
+    edited = {name: values for name, values in found.items() if name not in taken}
+    listed = "; ".join(f"{name} was {before}, is {now}" for name, (before, now) in edited.items())
+    if any(name.startswith(FIXED) for name in edited) or (edited and not override):
+        raise UserError(
+            f"{run.path / CONFIG} was edited since update {state.updates}: {listed}; put it back"
+            + (
+                ""
+                if any(name.startswith(FIXED) for name in edited)
+                else ", or take it over from here on with --override"
+            )
+        )
+    return edited
 
 
-def _usable(run: RunFolder) -> State | None:
+def _usable(run: RunFolder, owner: str | None) -> State | None:
     """The newest whole state whose rollouts are all there; None where the run was killed before it had saved one.
 
-    Raises `UserError` where finished steps would be lost, because no state or not all their rollouts are left.
+    Raises `UserError` where finished steps would be lost, because no state or not all their rollouts are left, and at a state
+    of another version or another run.
     """
     size, seen = intact_size(run.path / ROLLOUTS), False
-    for state in whole_states(run.path):
+    for state in whole_states(run.path, owner):
         seen = True
+        _require_entries(state)
         if int(state.content["logs"]["rollouts"]) <= size:
             return state
         logger.warning(
@@ -143,6 +179,15 @@ def _usable(run: RunFolder) -> State | None:
             f"(the checkpoints in {run.path / CHECKPOINTS} can still be evaluated)"
         )
     return None
+
+
+def _require_entries(state: State) -> None:
+    """`UserError` for a state without what a session is restored from, while nothing is changed yet."""
+    if missing := sorted(set(ENTRIES) - state.content.keys()):
+        raise UserError(
+            f"{state.path}: it lacks {', '.join(missing)}, so another version wrote it; resume with the code revision in "
+            f"{ENVIRONMENT}, or start a new run"
+        )
 
 
 def log_marks(run: Path) -> dict[str, Any]:
@@ -238,26 +283,3 @@ def _weights(model: nn.Module) -> str:
         if not p.requires_grad
     )
     return repr(sorted(first))
-
-
-def random_states() -> dict[str, Any]:
-    """Torch's, Python's and numpy's global generators. Nothing of a run draws from them; a plug-in may."""
-    version, keys, position = random.getstate()[0], list(random.getstate()[1]), random.getstate()[2]
-    name, numbers, *rest = np.random.get_state(legacy=True)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": (version, keys, position),
-        "numpy": (name, torch.from_numpy(np.asarray(numbers).astype(np.int64)), *rest),
-    }
-
-
-def set_random_states(states: Mapping[str, Any]) -> None:
-    """Sets what `random_states` gave."""
-    torch.set_rng_state(states["torch"])
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
-    version, keys, position = states["python"]
-    random.setstate((version, tuple(keys), position))
-    name, numbers, *rest = states["numpy"]
-    np.random.set_state((name, numbers.numpy().astype(np.uint32), *rest))

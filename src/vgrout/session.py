@@ -26,11 +26,12 @@ from vgrout.measure import Clock
 from vgrout.models import LoadedModel
 from vgrout.optim import Optimizer
 from vgrout.policy import Policy
-from vgrout.resume import log_marks, random_states, set_random_states
+from vgrout.resume import log_marks
 from vgrout.rollout.base import GroupSampler
 from vgrout.run.console import say
-from vgrout.run.disk import append
+from vgrout.run.disk import append, dumps
 from vgrout.run.folder import RunFolder
+from vgrout.run.generators import random_states, set_random_states
 from vgrout.run.heartbeat import Heartbeat
 from vgrout.run.interrupt import Stop
 from vgrout.run.states import newest_update, save_state
@@ -148,11 +149,12 @@ class Session:
             path, info = self.run.checkpoint_path(name), identity(self.loaded)
             save_checkpoint(path, self.policy.adapter, info, step=updates, config=self.config.to_dict())
         if state:
-            save_state(self.run.path, updates, self.state())
+            save_state(self.run.path, updates, self.state(), owner=self.run.known_status().get("started"))
 
     def state(self) -> dict[str, Any]:
         """What the next step depends on, beside the configuration and the base model."""
         return {
+            "config": dumps(self.config.to_dict(), "the configuration"),
             "inputs": self.inputs,
             "parameters": [p.detach() for p in self.policy.adapter.parameters()],
             "optimizer": self.optimizer.state_dict(),

@@ -6,8 +6,8 @@
     routing   more than .6 of the rows routed away and none kept
     sampler   mean gap of sampling and training log-probs above a bound
 
-Each stops after `patience` steps in a row; between the first and the last of them no checkpoint is written. What is not
-finite stops at once, where it is found. The anchor texts are canonical solutions of training problems, shown without hint.
+Each stops after `patience` steps in a row; between the first and the last of them no checkpoint is written, nor after a
+step whose own format rate is that low while the mean still is not. What is not finite stops at once, where it is found. The anchor texts are canonical solutions of training problems, shown without hint.
 """
 
 from __future__ import annotations
@@ -131,6 +131,8 @@ class Alarm:
     wire: str
     stops: bool
     reason: str
+    doubtful: bool = False
+    """Whether the state may be a bad one already, though the wire does not yet say so."""
 
 
 class Tripwires:
@@ -143,11 +145,12 @@ class Tripwires:
         self.formats: list[float] = []
         self.best_format = 0.0
         self.counts: dict[str, int] = {}
+        self.doubted: set[str] = set()
 
     @property
     def suspicious(self) -> str:
         """The wires that the last step has touched, so that its state may be a bad one; empty where there are none."""
-        return ", ".join(sorted(self.counts)) if self.config.stop else ""
+        return ", ".join(sorted(self.counts.keys() | self.doubted)) if self.config.stop else ""
 
     def anchor_columns(self, logp: float | None) -> dict[str, float | None]:
         """Columns of the anchors' log-prob and of its distance from the best one so far."""
@@ -158,13 +161,13 @@ class Tripwires:
         """Takes a step's row in. Warns, and raises `Tripped` where a wire was touched for the last time allowed."""
         alarms = list(self._alarms(row))
         stopping = {alarm.wire: self.counts.get(alarm.wire, 0) + 1 for alarm in alarms if alarm.stops}
-        self.counts = stopping
+        self.counts, self.doubted = stopping, {alarm.wire for alarm in alarms if alarm.doubtful}
         for alarm in alarms:
             logger.warning(f"step {step}: {alarm.reason}")
         for alarm in alarms:
             if self.config.stop and stopping.get(alarm.wire, 0) >= self.config.patience:
                 raise Tripped(
-                    f"step {step}: {alarm.reason}, {stopping[alarm.wire]} steps in a row (--tripwires.stop False goes on)"
+                    f"step {step}: {alarm.reason}, {stopping[alarm.wire]} steps in a row (with --tripwires.no-stop it goes on)"
                 )
 
     def _alarms(self, row: Mapping[str, float | int | None]) -> Iterator[Alarm]:
@@ -211,12 +214,15 @@ class Tripwires:
             return None
         mean = sum(self.formats) / FORMAT_STEPS
         self.best_format = max(self.best_format, mean)
-        if self.best_format == 0 or mean >= self.config.format_warn * self.best_format:
+        bound = self.config.format_stop * self.best_format
+        stops, doubtful = mean < bound, rate < bound
+        if mean < self.config.format_warn * self.best_format:
+            reason = f"the format rate has fallen from {self.best_format:.2f} to {mean:.2f} (means of 5 steps)"
+        elif doubtful:
+            reason = f"the format rate is {rate:.2f}, the best mean of 5 steps was {self.best_format:.2f}"
+        else:
             return None
-        stops = mean < self.config.format_stop * self.best_format
-        return Alarm(
-            "format", stops, f"the format rate has fallen from {self.best_format:.2f} to {mean:.2f} (means of 5 steps)"
-        )
+        return Alarm("format", stops, reason, doubtful)
 
     def _routing(self, row: Mapping[str, float | int | None]) -> Alarm | None:
         routed, kept = row["share_rout"], row["share_keep"]

@@ -44,7 +44,10 @@ def save_checkpoint(path: Path, adapter: Adapter, info: CheckpointInfo, *, step:
     metadata = {METADATA: json.dumps(_identity(adapter, info) | {"step": step, "config": config}, sort_keys=True)}
     temporary = path.with_name(f".{path.name}.tmp")  # hidden, so that no listing takes it for a checkpoint
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors lets only the user read what it writes; colleagues read a run
         save_file(tensors, temporary, metadata=metadata)
+        temporary.chmod(mode)
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)  # the rename itself must survive a power cut

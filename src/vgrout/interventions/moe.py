@@ -27,6 +27,7 @@ from vgrout.directions.live import LiveDirection
 from vgrout.interventions.base import Intervention, Rows
 from vgrout.interventions.gating import exchanged
 from vgrout.interventions.router import Router, haar_labels
+from vgrout.optim import clip_norm
 from vgrout.types import UserError
 
 
@@ -124,7 +125,7 @@ class Moe(Intervention):
             "router_scale": float(self.router.a.detach()),
             "router_bias": float(self.router.b.detach()),
         }
-        torch.nn.utils.clip_grad_norm_(self.router.parameters(), self.settings.grad_clip, error_if_nonfinite=True)
+        clip_norm(self.router.parameters(), self.settings.grad_clip)
         self.optimizer.step()
         self.w = None
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,5 +41,26 @@ def say(line: str) -> None:
 
 
 def add_log_file(path: Path) -> int:
-    """Adds the verbose listener; returns its number for `logger.remove`."""
-    return logger.add(path, level="DEBUG", format=_FILE_FORMAT, backtrace=False, diagnose=False, encoding="utf-8")
+    """Adds the verbose listener; returns its number for `logger.remove`. OSError where the file cannot be opened."""
+    return logger.add(_LogFile(path), level="DEBUG", format=_FILE_FORMAT, backtrace=False, diagnose=False)
+
+
+class _LogFile:
+    """The file that a listener writes to. A full disk costs lines of the log and never the run, nor the message that says
+    why the run stops; loguru's own file would print a traceback at every line and fail when it is closed."""
+
+    def __init__(self, path: Path):
+        self.path, self._broken = path, False
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+
+    def write(self, message: str) -> None:
+        try:
+            os.write(self._file, message.encode(errors="backslashreplace"))
+        except OSError as error:
+            if not self._broken:  # not through the log, which is in the middle of a line
+                sys.stderr.write(f"warning: cannot write {self.path}: {error.strerror}; lines of the log are lost\n")
+            self._broken = True
+
+    def stop(self) -> None:
+        with suppress(OSError):
+            os.close(self._file)

@@ -181,6 +181,14 @@ class RunFolder:
         """`state` (running, finished, failed, stopped by the user), `reason`, `started`, `ended`."""
         return read_json(self.path / STATUS)
 
+    def known_status(self) -> dict:
+        """The same; empty, with a warning, where the file is damaged or gone: nothing of a run depends on it."""
+        try:
+            return self.status()
+        except UserError as error:
+            logger.warning(str(error))
+            return {}
+
     # Ending
 
     def finish(self) -> None:
@@ -194,15 +202,16 @@ class RunFolder:
     def close(self) -> None:
         """Removes the log listener and the lock. Safe to call twice."""
         if self._log is not None:
-            logger.remove(self._log)
-            self._log = None
+            number, self._log = self._log, None
+            logger.remove(number)
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
     def _status(self, state: str, reason: str) -> None:
         ended = None if state == "running" else datetime.now(UTC).isoformat()
-        self.write_json(STATUS, {**self.status(), "state": state, "reason": reason, "ended": ended})
+        known = {"started": None} | self.known_status()
+        self.write_json(STATUS, {**known, "state": state, "reason": reason, "ended": ended})
 
     def __enter__(self) -> RunFolder:
         return self

@@ -1,7 +1,8 @@
 """Training states: what a run continues from, bit for bit. The checkpoints that ship are other files.
 
 A state file is named after its content, `state_update0010_1a2b3c4d5e6f7a8b.pt`, so that one that is cut short or damaged
-does not fit its name and is never taken. The newest two are kept.
+does not fit its name and is never taken. The newest two are kept. Beside what the run hands over, a state says its format,
+the number of updates, and which run wrote it: a whole file may still be another version's, or another run's.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from vgrout.types import UserError
 
 STATES: Final = "states"
 KEPT: Final = 2
+FORMAT: Final = "vgrout-state-1"
+"""Grows where a state's entries, or what is in them, come to mean something else."""
 _NAME = re.compile(r"state_update(\d+)_([0-9a-f]{16})\.pt")
 _CHUNK = 1 << 22
 
@@ -36,15 +39,17 @@ class State:
     content: dict[str, Any]
 
 
-def save_state(run: Path, updates: int, content: Mapping[str, Any]) -> Path:
+def save_state(run: Path, updates: int, content: Mapping[str, Any], *, owner: str | None = None) -> Path:
     """Writes the state after `updates` updates (tensors and plain data), then removes all but the newest two.
+
+    `owner` tells the run from others; None: unknown.
 
     Raises `UserError` where the disk does not take it; the states before it are still there then.
     """
     folder = run / STATES
     # In memory first: torch turns a full disk into an error of its own that does not name it.
     raw = io.BytesIO()
-    torch.save(dict(content), raw)
+    torch.save({"format": FORMAT, "updates": updates, "owner": owner, **content}, raw)
     if not _listed(run):
         _require_loadable(raw)
     digest = hashlib.sha256(raw.getbuffer()).hexdigest()[:16]
@@ -73,13 +78,42 @@ def _require_loadable(raw: io.BytesIO) -> None:
         ) from error
 
 
-def whole_states(run: Path) -> Iterator[State]:
-    """The states that can be read, newest first; each other one is named in a warning."""
+def whole_states(run: Path, owner: str | None = None) -> Iterator[State]:
+    """The states that can be read, newest first; each that is damaged is named in a warning.
+
+    Raises `UserError` at one of another format, and at one that a run with another `owner` wrote.
+    """
     for updates, path in _listed(run):
         if _digest(path) != path.stem.rpartition("_")[2]:
             logger.warning(f"{path}: incomplete or damaged, so it is left out")
             continue
-        yield State(updates, path, torch.load(path, weights_only=True))
+        content = _content(path)
+        if content["updates"] != updates:
+            raise UserError(f"{path}: it holds the state after {content['updates']} updates; give it its own name back")
+        if None not in (owner, content["owner"]) and owner != content["owner"]:
+            raise UserError(
+                f"{path}: another run wrote it (begun {content['owner']}, this one {owner}); remove it, and put this run's "
+                "own states back"
+            )
+        yield State(updates, path, content)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """What a whole state holds; `UserError` where this version cannot read it."""
+    try:
+        content = torch.load(path, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(
+            f"{path}: torch {torch.__version__} cannot load it ({str(error).splitlines()[0]}); resume with the versions in "
+            "environment.json"
+        ) from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise UserError(
+            f"{path}: a state of the format {found or 'before ' + FORMAT}, expected {FORMAT}; resume with the code revision in "
+            "environment.json, or start a new run"
+        )
+    return content
 
 
 def keep_only(run: Path, chosen: State) -> None:
