@@ -42,8 +42,10 @@ _OUTCOMES: dict[str, Outcome] = {
 }
 _FATAL_SIGNALS = frozenset(
     {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS, signal.SIGTRAP}
+    | {signal.SIGXFSZ, signal.SIGPIPE}
 )
-"""Signals that a program can bring upon itself; it can send none, so any other came from outside."""
+"""Signals that a program can bring upon itself, the last two by having them no longer ignored; it can send none, so any
+other came from outside."""
 
 
 T = TypeVar("T")
