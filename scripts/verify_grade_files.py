@@ -144,6 +144,10 @@ def _():
         (folder / "text").write_text("no database, but a text of some length " * 40)
         assert "cache" in refusal(lambda: VerdictStore(folder / "text"))
         assert "cache" in refusal(lambda: VerdictStore(folder / "none" / "cache"))
+        with sqlite3.connect(folder / "other") as other:
+            other.execute("CREATE TABLE verdicts (x)")
+        with VerdictStore(folder / "other") as store:
+            assert "remove this file" in refusal(lambda: store.get(b""))
         files(folder, 1)
         problems, responses, out = (folder / f"{name}.jsonl" for name in ("p", "r", "v"))
         assert "--cache" in refusal(lambda: grade_files(problems, responses, out, cache=folder / "." / "v.jsonl"))
