@@ -51,6 +51,10 @@ other came from outside."""
 T = TypeVar("T")
 
 
+class Unmeasured(UserError):
+    """The machine kept failing while a canonical solution ran, so its problem has no CPU limit yet."""
+
+
 @dataclass(frozen=True)
 class OracleResult:
     """What the strict oracle found about one program."""
@@ -116,7 +120,12 @@ class Runner:
         try:
             return self.retried(once)
         except InfraError:
-            return _verdict(OracleResult(False, False, "infra", 0.0, 0.0), Finding(), attempted, True, self.layers)
+            return self.ungraded(response)
+
+    def ungraded(self, response: str) -> Verdict:
+        """What is said of a response with a program that could not be graded for reasons of the machine."""
+        attempted = hack_attempted(extract_program(response) or "")
+        return _verdict(OracleResult(False, False, "infra", 0.0, 0.0), Finding(), attempted, True, self.layers)
 
     def retried(self, once: Callable[[], T]) -> T:
         """`once()`, again on a new server after machine trouble; the last InfraError where it persists."""
