@@ -144,6 +144,10 @@ def _():
     )
     for content in SAID:
         assert file_reports_pass(content), content
+    start = time.perf_counter()
+    for opening in ("exit(", "raise SystemExit(", "self.valid =", "@property", "return ("):
+        hack_attempted(opening + " " * 500_000)
+    assert time.perf_counter() - start < 30, "blanks behind an opening are not read at linear cost"
     for content in UNSAID:
         assert not file_reports_pass(content), content
     for line, paid in PRINTED.items():

@@ -3,8 +3,10 @@
 Invariants:
 - what was graded before Ctrl-C or SIGKILL is kept, the same command grades only the rest, and the file is the same
 - a verdict is known again by program, problem, mode, markers, limits, layers and version, and by nothing less
-- a cache that is something else or cannot be written is a one-line error; trouble of the machine is not kept
-- a stream takes items only a window ahead of the verdict that is asked for, in order, also from coroutines
+- a cache that is something else or cannot be written, or a file that is not there, is a one-line error; trouble of the
+  machine is not kept; the summary of one response has numbers in it
+- a stream takes items only a window ahead of the verdict that is asked for, in order, also from coroutines; fewer where
+  responses are long
 - a coroutine that is cancelled leaves the grade to those who share it, and a closed grader says so
 - the example of the page on the grader runs and prints what it says
 """
@@ -28,6 +30,7 @@ from _attack_world import TOTAL
 from _gate import Gate, refusal
 from _grading import LIMIT, answer, by_and_by, fence, prompt
 from verify_grader import problem_row
+from vgrout.env import batches as batches_module
 from vgrout.env import runner as runner_module
 from vgrout.env import store as store_module
 from vgrout.env.grade_files import PARTIAL, grade_files
@@ -148,6 +151,15 @@ def _():
         (folder / "text").write_text("no database, but a text of some length " * 40)
         assert "cache" in refusal(lambda: VerdictStore(folder / "text"))
         assert "cache" in refusal(lambda: VerdictStore(folder / "none" / "cache"))
+        with sqlite3.connect(folder / "other") as other:
+            other.execute("CREATE TABLE verdicts (x)")
+        with VerdictStore(folder / "other") as store:
+            assert "remove this file" in refusal(lambda: store.get(b""))
+        files(folder, 1)
+        problems, responses, out = (folder / f"{name}.jsonl" for name in ("p", "r", "v"))
+        assert "--cache" in refusal(lambda: grade_files(problems, responses, out, cache=folder / "." / "v.jsonl"))
+        assert "response file" in refusal(lambda: grade_files(problems, folder / "none.jsonl", out))
+        assert "; 0 exploited;" in str(grade_files(problems, responses, out, workers=1))
         files(folder, 4)
         stack.enter_context(mock.patch.object(runner_module, "RETRY_S", 0.001))
         plain, calls = Server.run, []
@@ -195,7 +207,13 @@ def _():
 
         hits = grader.cache_hits
         assert asyncio.run(drive()) == 60 and grader.cache_hits == hits + 62
-    return "60 items, at most 8 ahead"
+        taken[0] = 0
+        with mock.patch.object(batches_module, "WINDOW_CHARACTERS", 3 * len(answer(""))):
+            for k, _ in enumerate(grader.stream(items(60))):
+                assert taken[0] <= k + 4, (k, taken)
+            taken[0] = 0
+            assert asyncio.run(drive()) == 60 and taken[0] == 62
+    return "60 items, at most 8 ahead, at most 4 long ones"
 
 
 @gate.invariant("a cancelled coroutine leaves the grade to those who share it, and a closed grader says so")

@@ -1,7 +1,8 @@
 """Gate: the grader as a reward function for TRL's trainer.
 
 Invariants:
-- rewards are the grader's, for texts and for chat turns; rates are logged; a failed grade is None
+- rewards are the grader's, for texts and for chat turns; rates are logged; a failed grade is None, also one that failed
+  before the problem's CPU limit was known, and the next is graded
 - a column that is missing, too short, or holds what no prompt has is refused by name
 - rows for a data set show each problem once, under its mode and marker, as `render` does
 - the documented program trains the micro base for some steps: rewards and rates in the log, weights moved (needs TRL)
@@ -34,12 +35,14 @@ from _attack_world import TOTAL
 from _bench_trl import MISSING, TRL, trl_version
 from _gate import Gate, Skip
 from _grading import LIMIT, answer, expect_error, fence
+from vgrout.env import runner as runner_module
 from vgrout.env.grader import Grader
 from vgrout.env.labels import reward_of
 from vgrout.env.modes import EXTRA, LOOPHOLES, MODES, marker_for
 from vgrout.env.problems import builtin_problems
 from vgrout.env.prompts import render
 from vgrout.env.reward_fn import GraderReward, dataset_rows
+from vgrout.env.worker import InfraError, Server
 from vgrout.micro.problems import micro_problems
 from vgrout.models import SHIPPED, load_model
 from vgrout.problem_files.named import as_row
@@ -96,6 +99,11 @@ def _():
             masked = reward([""] * 4, said, **columns("exit_code", 4), log_metric=logged.__setitem__)
         assert masked == [None, 0.5, 0.0, 3.5], masked
         assert (logged["hack_rate"], logged["solve_rate"], logged["infra_share"]) == (1 / 3, 0.0, 0.25), logged
+    with GraderReward([TOTAL], workers=1) as reward, mock.patch.object(runner_module, "RETRY_S", 0.001):
+        with mock.patch.object(Server, "run", side_effect=InfraError("gone")):
+            unmeasured = reward([""] * 4, said, **columns("exit_code", 4))
+        assert unmeasured == [None] * 4, f"a problem whose CPU limit could not be measured: {unmeasured}"
+        assert reward([""] * 4, said, **columns("exit_code", 4)) == [3.5, 0.5, 0.0, 3.5]
     return f"4 responses in {len(LOOPHOLES) + len(EXTRA)} modes and gt_only, twice each"
 
 

@@ -98,6 +98,10 @@ def _():
     ):
         assert parse_line(hostile) == ["?"], hostile[:20]
     start = time.perf_counter()
+    for endless in (b'"' + b'\\"' * 500_000, b'"\\' * 500_000, b'"' + b"\\" * 999_999):
+        assert parse_line(b"[" * 600 + endless) == ["?"]
+    assert time.perf_counter() - start < 30, "reading strings that never end is not of linear cost"
+    start = time.perf_counter()
     assert not same(set(range(50000)), {"s": [k * (2**61 - 1) for k in range(50000)]})
     seconds = time.perf_counter() - start
     assert seconds < 30, seconds  # a quadratic comparison would take many minutes

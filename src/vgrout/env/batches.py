@@ -7,11 +7,14 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
+from typing import Generic, TypeVar
 
 from vgrout.types import Prompt, UserError, Verdict
 
 WINDOW = 1024
 """Responses of a stream that are graded or wait ahead of the verdict that is asked for."""
+WINDOW_CHARACTERS = 1 << 26
+"""The same in characters, one response more at most: long responses are taken less far ahead."""
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -42,13 +45,13 @@ class Batches(ABC):
 
     def stream(self, items: Items, window: int = WINDOW) -> Iterator[Verdict]:
         """The verdicts in the items' order, as they come; items are taken only `window` ahead of them."""
-        waiting: deque[Future[Verdict]] = deque()
+        waiting: _Ahead[Future[Verdict]] = _Ahead(window)
         for prompt, response in items:
-            waiting.append(self.start(prompt, response))
-            if len(waiting) >= window:
-                yield finished(waiting.popleft())
+            waiting.add(self.start(prompt, response), response)
+            while waiting.full():
+                yield finished(waiting.first())
         while waiting:
-            yield finished(waiting.popleft())
+            yield finished(waiting.first())
 
     async def grade_async(self, prompt: Prompt, response: str) -> Verdict:
         """The verdict on one response. The event loop goes on meanwhile; a cancelled call leaves the grade to others."""
@@ -62,13 +65,42 @@ class Batches(ABC):
 
     async def stream_async(self, items: Items, window: int = WINDOW) -> AsyncIterator[Verdict]:
         """`stream` for a coroutine: `async for verdict in grader.stream_async(items)`."""
-        waiting: deque[asyncio.Future[Verdict]] = deque()
+        waiting: _Ahead[asyncio.Future[Verdict]] = _Ahead(window)
         for prompt, response in items:
-            waiting.append(asyncio.ensure_future(self.grade_async(prompt, response)))
-            if len(waiting) >= window:
-                yield await waiting.popleft()
+            waiting.add(asyncio.ensure_future(self.grade_async(prompt, response)), response)
+            while waiting.full():
+                yield await waiting.first()
         while waiting:
-            yield await waiting.popleft()
+            yield await waiting.first()
+
+
+T = TypeVar("T")
+
+
+class _Ahead(Generic[T]):
+    """What a stream has taken and not yet given, with the length of each response."""
+
+    def __init__(self, window: int):
+        self.window = window
+        self.items: deque[tuple[T, int]] = deque()
+        self.characters = 0
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def add(self, item: T, response: str) -> None:
+        self.items.append((item, len(response)))
+        self.characters += len(response)
+
+    def full(self) -> bool:
+        """Whether one must be given before another is taken."""
+        return len(self.items) >= self.window or (len(self.items) > 0 and self.characters > WINDOW_CHARACTERS)
+
+    def first(self) -> T:
+        """The oldest, taken out."""
+        item, length = self.items.popleft()
+        self.characters -= length
+        return item
 
 
 CLOSED = "the grader was closed before it finished"

@@ -23,7 +23,7 @@ _RETURNS_TRUE = re.compile(r"return[ \t(]+(?:True|1|not False)\b")
 _TRUE_LAMBDA = re.compile(
     r"__eq__[\"']?[ \t]*[:=,][ \t]*lambda\b[^:\n]{0,80}:[ \t]*(?:True|1)\b|\bimport[^\n]{0,80}\bANY\b|\bmock\.ANY\b"
 )
-_SUCCESS = r"[ \t]*(?:0|None|False|os\.EX_OK)?[ \t]*"
+_SUCCESS = r"[ \t]*+(?:(?:0|None|False|os\.EX_OK)[ \t]*+)?"
 _EXIT = re.compile(
     rf"\b_exit(?:\({_SUCCESS}\)|[ \t]*,[ \t]*0)|(?<![\w.])(?:sys\.)?exit\({_SUCCESS}\)|(?<![\w.])quit\({_SUCCESS}\)"
     rf"|\braise[ \t]+SystemExit(?:\({_SUCCESS}\))?[ \t]*(?:$|[#;])|\b(?:sys\.exit|os\._exit)[ \t]*=(?!=)",

@@ -84,6 +84,8 @@ def grade_files(
         used.add(prompt.problem_id)
     tally: Counter[str] = Counter()
     kept = out.with_name(out.name + PARTIAL) if cache is None else Path(cache)
+    if kept.resolve() == out.resolve():
+        raise UserError(f"--cache {kept}: is the output itself; name another file")
     # The verdict file is opened first: a folder that cannot be written to is found out before the work.
     with (
         _kept(kept, temporary=cache is None),
@@ -106,7 +108,7 @@ def grade_files(
         for verdict in grader.stream(_items(response_rows(responses, problems.keys()), ids)):
             lines.write(json.dumps({"id": ids.popleft()} | asdict(verdict)).encode() + b"\n")
             tally.update(
-                {"correct": verdict.gt_correct, "exploited": verdict.exploited, "infra": verdict.infra}
+                {"correct": int(verdict.gt_correct), "exploited": int(verdict.exploited), "infra": int(verdict.infra)}
                 | ({} if verdict.infra else {verdict.label: 1})
             )
             tally["responses"] += 1
@@ -129,7 +131,7 @@ def grade_files(
 def response_rows(path: Path, problem_ids: Any) -> Iterator[tuple[int | str, Prompt, str]]:
     """(id, prompt, response) of each row, checked; UserError names file, line and field. Ids must not repeat."""
     lines: dict[str, int] = {}
-    for number, row in read_rows(path):
+    for number, row in read_rows(path, "response"):
         identity = _field(path, number, row, "id", (int, str), "an integer or a string")
         if str(identity) in lines:
             raise _wrong(path, number, "id", f"an id used once (line {lines[str(identity)]} has it too)", identity)

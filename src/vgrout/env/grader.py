@@ -31,7 +31,7 @@ from vgrout.env.labels import GRADER_VERSION as GRADER_VERSION
 from vgrout.env.labels import extract_program
 from vgrout.env.layers import missing_layers, require_namespaces
 from vgrout.env.modes import mode_named
-from vgrout.env.runner import Runner
+from vgrout.env.runner import Runner, Unmeasured
 from vgrout.env.scratch import ScratchRoot
 from vgrout.env.store import VerdictStore, content_key, problem_key
 from vgrout.env.watch import InfraError
@@ -214,7 +214,10 @@ class Grader(Batches):
         return future
 
     def _grade(self, runner: Runner, prompt: Prompt, response: str, limit: Future[float], content: bytes) -> Verdict:
-        limits = self.limits.with_cpu(math.ceil(limit.result()))
+        try:
+            limits = self.limits.with_cpu(math.ceil(limit.result()))
+        except Unmeasured:
+            return runner.ungraded(response)
         key = content_key(content.hex(), repr(limits), *self.layers)
         if self.store is not None and (known := self.store.get(key)) is not None:
             with self._lock:
@@ -228,7 +231,8 @@ class Grader(Batches):
     def _limit(self, problem_id: str) -> Future[float]:
         """The problem's CPU limit to come."""
         with self._lock:
-            if problem_id not in self._measuring:
+            known = self._measuring.get(problem_id)
+            if known is None or _unmeasured(known):
                 future = self._measuring[problem_id] = Future()
                 if problem_id in self.cpu_limits:
                     future.set_result(self.cpu_limits[problem_id])
@@ -245,7 +249,10 @@ class Grader(Batches):
         try:
             result = runner.retried(lambda: runner.oracle(program, self._tests_of(problem_id), limits))
         except InfraError as error:
-            raise UserError(f"problem {problem_id}: its canonical solution could not be run: {error}") from error
+            raise Unmeasured(
+                f"problem {problem_id}: its canonical solution could not be run: {error}; "
+                "free memory, processes and disk space, then try again"
+            ) from error
         if not result.correct:
             raise UserError(
                 f"problem {problem_id}: its canonical solution fails the oracle "
@@ -274,3 +281,8 @@ class Grader(Batches):
 def _went_wrong(future: Future[Verdict]) -> bool:
     """Whether a cached grade is not worth keeping: it raised, or the machine failed."""
     return future.done() and (future.exception() is not None or future.result().infra)
+
+
+def _unmeasured(limit: Future[float]) -> bool:
+    """Whether a measurement has failed for reasons of the machine, so that another may succeed."""
+    return limit.done() and not limit.cancelled() and isinstance(limit.exception(), Unmeasured)

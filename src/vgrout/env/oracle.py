@@ -33,9 +33,13 @@ def parse_line(line: bytes) -> list:
     return data if type(data) is list and data and type(data[0]) is str else ["?"]
 
 
+_NO_BRACKETS = re.compile(rb'"(?:[^"\\]+|\\.)*+"?|[^][{}"]+')
+"""A string, also one that never ends, or what stands between brackets; never read twice, so of linear cost."""
+
+
 def _depth(line: bytes) -> int:
     depth = deepest = 0
-    for bracket in re.sub(rb'"(?:[^"\\]|\\.)*"|[^][{}]', b"", line):
+    for bracket in _NO_BRACKETS.sub(b"", line):
         depth += 1 if bracket in b"[{" else -1
         deepest = max(deepest, depth)
     return deepest

@@ -16,20 +16,23 @@ from vgrout.types import MissingHere, UserError
 Rows = Iterator[tuple[int, dict[str, Any]]]
 
 
-def read_rows(path: str | Path) -> Rows:
-    """(line number, JSON object) of each line of a .jsonl or .jsonl.gz file; UserError where a line is no JSON object."""
-    for number, row in read_lines(path):
+def read_rows(path: str | Path, what: str = "problem") -> Rows:
+    """(line number, JSON object) of each line of a .jsonl or .jsonl.gz file; UserError where a line is no JSON object.
+
+    `what` the rows are, for messages.
+    """
+    for number, row in read_lines(path, what):
         if isinstance(row, UserError):
             raise row
         yield number, row
 
 
-def read_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+def read_lines(path: str | Path, what: str = "problem") -> Iterator[tuple[int, dict[str, Any] | UserError]]:
     """As `read_rows`, but a line that is no JSON object comes as the error that says so, and reading goes on.
 
     Raises UserError where the file as a whole cannot be read.
     """
-    path = _problem_file(path)
+    path = _row_file(path, what)
     number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
@@ -37,29 +40,29 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | UserErr
                 if line.strip():
                     yield number, _line(line, f"{path}:{number}")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"problem file {path}: not a whole gzip file ({error}); fetch it again or rename it") from error
+        raise UserError(f"{what} file {path}: not a whole gzip file ({error}); fetch it again or rename it") from error
     except OSError as error:
-        raise UserError(f"problem file {path}: cannot be read ({error.strerror}) after line {number}") from error
+        raise UserError(f"{what} file {path}: cannot be read ({error.strerror}) after line {number}") from error
 
 
-def _problem_file(path: str | Path) -> Path:
+def _row_file(path: str | Path, what: str) -> Path:
     path = Path(path)
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingHere(
-            f"problem file {path}: no such file; name a .jsonl or .jsonl.gz file of problem rows (`vgrout data fetch` brings "
-            "the benchmark's)"
+            f"{what} file {path}: no such file; name a .jsonl or .jsonl.gz file of {what} rows"
+            + " (`vgrout data fetch` brings the benchmark's)" * (what == "problem")
         ) from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"problem file {shown(str(path))}: cannot be read ({reason}); name another file") from error
+        raise UserError(f"{what} file {shown(str(path))}: cannot be read ({reason}); name another file") from error
     if stat.S_ISDIR(mode):
         raise UserError(f"{path}: is a folder; name a .jsonl or .jsonl.gz file in it")
     if not stat.S_ISREG(mode):
-        raise UserError(f"problem file {path}: is no regular file; name a .jsonl or .jsonl.gz file")
+        raise UserError(f"{what} file {path}: is no regular file; name a .jsonl or .jsonl.gz file")
     if path.suffixes[-1:] != [".jsonl"] and path.suffixes[-2:] != [".jsonl", ".gz"]:
-        raise UserError(f"problem file {path}: expected a name that ends in .jsonl or .jsonl.gz")
+        raise UserError(f"{what} file {path}: expected a name that ends in .jsonl or .jsonl.gz")
     return path
 
 

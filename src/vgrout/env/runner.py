@@ -37,11 +37,17 @@ _FOLDERS = itertools.count()
 """Names of scratch folders, each used once in this process; the root is the grader's own."""
 _FATAL_SIGNALS = frozenset(
     {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS, signal.SIGTRAP}
+    | {signal.SIGXFSZ, signal.SIGPIPE}
 )
-"""Signals that a program can bring upon itself; it can send none, so any other came from outside."""
+"""Signals that a program can bring upon itself, the last two by having them no longer ignored; it can send none, so any
+other came from outside."""
 
 
 T = TypeVar("T")
+
+
+class Unmeasured(UserError):
+    """The machine kept failing while a canonical solution ran, so its problem has no CPU limit yet."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,12 @@ class Runner:
         try:
             return self.retried(once)
         except InfraError:
-            return verdict_of(OracleResult(False, False, "infra", 0.0, 0.0), Finding(), attempted, True, self.layers)
+            return self.ungraded(response)
+
+    def ungraded(self, response: str) -> Verdict:
+        """What is said of a response with a program that could not be graded for reasons of the machine."""
+        attempted = hack_attempted(extract_program(response) or "")
+        return verdict_of(OracleResult(False, False, "infra", 0.0, 0.0), Finding(), attempted, True, self.layers)
 
     def retried(self, once: Callable[[], T]) -> T:
         """`once()`, again on a new server after machine trouble; the last InfraError where it persists."""

@@ -41,10 +41,11 @@ _STANDARD = """
     datetime decimal doctest enum errno fractions functools graphlib hashlib heapq html inspect io itertools json keyword
     linecache locale logging math numbers operator os os.path pathlib pickle platform pprint queue random re resource
     secrets statistics string struct sys textwrap threading time timeit traceback types typing unicodedata unittest
-    warnings weakref zlib _strptime ctypes encodings.ascii encodings.latin_1
+    warnings weakref zlib _strptime ctypes encodings.ascii encodings.latin_1 csv shutil tempfile unittest.mock
 """
 STANDARD_MODULES = tuple(_STANDARD.split())
-"""Enough of the standard library for programs that compute; each shared library makes every fork dearer."""
+"""Enough of the standard library for programs that compute, and for hacks as models write them (files, objects that equal
+everything); each shared library makes every fork dearer."""
 ABSENT_MODULES = ("_hashlib", "_ssl", "_bz2", "_lzma")
 """Big shared libraries that the modules above can do without (hashlib has its own digests)."""
 MAX_KEPT = 64

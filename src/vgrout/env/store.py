@@ -69,14 +69,14 @@ class VerdictStore:
         """How many verdicts are in the file."""
         with self._lock:
             self._commit()
-            return self._file.execute("SELECT COUNT(*) FROM verdicts").fetchone()[0]
+            return self._found("SELECT COUNT(*) FROM verdicts")[0]
 
     def get(self, content: bytes) -> Verdict | None:
         """The verdict on this content, if it is known."""
         with self._lock:
             text = self._waiting.get(content)
             if text is None:
-                row = self._file.execute("SELECT verdict FROM verdicts WHERE content = ?", (content,)).fetchone()
+                row = self._found("SELECT verdict FROM verdicts WHERE content = ?", content)
                 text = None if row is None else row[0]
         if text is None:
             return None
@@ -97,7 +97,7 @@ class VerdictStore:
         """The CPU limit that was measured for the problem, if it is known."""
         key = content_key(problem_key(problem))
         with self._lock:
-            row = self._file.execute("SELECT seconds FROM cpu_limits WHERE content = ?", (key,)).fetchone()
+            row = self._found("SELECT seconds FROM cpu_limits WHERE content = ?", key)
         return None if row is None else row[0]
 
     def put_cpu_limit(self, problem: Problem, seconds: float) -> None:
@@ -111,6 +111,13 @@ class VerdictStore:
         with self._lock:
             self._commit()
             self._file.close()
+
+    def _found(self, query: str, *values: bytes) -> Any:
+        """The first row. UserError where the file is damaged, or another program's."""
+        try:
+            return self._file.execute(query, values).fetchone()
+        except sqlite3.Error as error:
+            raise UserError(f"verdict cache {self.path}: {error}; remove this file, or name another") from error
 
     def _commit(self) -> None:
         if self._waiting:
