@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument(
         "--against", type=Path, help="problem file: compare with other graders on its canonical solutions"
     )
-    parser.add_argument("--rounds", type=int, default=1, help="rounds of --against (the field's grader takes one)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of --against (the field's grader takes one)")
     parser.add_argument("--no-field", action="store_true", help="leave the field's grader out of --against")
     parser.add_argument("--rollouts", type=Path, help="compare on these stored rollouts as well")
     parser.add_argument("--rollout-problems", type=Path, help="their problem file")
