@@ -5,6 +5,7 @@ Invariants:
   setting that differs from the preset;
 - a missing problem file or an unknown shape is said with its remedy, and the rest is reported;
 - what an update keeps of its backward is what the intervention asks for;
+- what the run would refuse, its dry run refuses; a run of teacher rows alone has an estimate as well;
 - the rollouts, checkpoints and answers that it announces are those of a real run.
 """
 
@@ -134,6 +135,14 @@ def _():
     return "both"
 
 
+@gate.invariant("with teacher rows alone nothing is sampled, and the estimate says so")
+def _():
+    text = dry("smoke", "--intervention", "routeV", "--rollout.mix-ratio", "1")
+    assert "0 sampled in view full, 0 in view deploy, 4 of the teacher pool" in text, text
+    assert "0 rollouts, 0 tokens at most" in text and "PEAK" in text, text
+    return "mix ratio 1"
+
+
 @gate.invariant("what the run would refuse, its dry run refuses too")
 def _():
     mistakes = (
@@ -142,6 +151,9 @@ def _():
         (("--env.modes", "foo"), "mode 'foo'"),
         (("--intervention", "erase", "--pairs", "nosuch"), "nosuch"),
         (("--rollout.pool", "/nosuch.jsonl"), "/nosuch.jsonl"),
+        (("--adapter.rank", "0"), "--adapter.rank 0"),
+        (("--eval.markers", "train", "train"), "--eval.markers train train"),
+        (("--eval.views", "deploy", "deploy"), "--eval.views deploy deploy"),
     )
     for options, says in mistakes:
         code, _, err = run("train", "smoke", *options, "--dry-run")

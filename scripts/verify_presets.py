@@ -57,6 +57,7 @@ TABLE: dict[str, tuple[Any, ...]] = {
     "grpo.clip": (0.2,) * 5,
     "eval.temperature": (0.7,) * 5,
     "eval.top_p": (0.95,) * 5,
+    "checkpoint_every": (10,) * 5,  # of the specification's section 3.1
 }
 
 

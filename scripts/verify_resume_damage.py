@@ -3,7 +3,7 @@
 Invariants:
 - damage that would lose finished steps is refused with the folder unchanged; other damage is mended
 - so is a state that is whole and another version's, or another run's
-- a setting that was edited in config.json is refused by name, or taken over with --override
+- a setting that was edited in config.json is refused by name, or taken over with --override; edited again, refused again
 - an override that changes inputs stays in force after a kill
 - a full disk in the checkpoint, a metrics file cut short and a damaged newest state lose nothing
 """
@@ -171,6 +171,10 @@ def _():
     killed = attempt(["train", "--resume", str(run), "--override"], log("edited"), Blow("update", 3, 0.01))
     assert killed == -signal.SIGKILL, log("edited").read_text()[-2000:]
     assert "optim.lr" in (run / "resumes.jsonl").read_text()
+    edit(run, "optim", "lr", 0.25)  # not the value that was taken over
+    said = refusal("edited")
+    assert "optim.lr was 0.001, is 0.25" in said, said
+    edit(run, "optim", "lr", 0.5)
     assert resume("edited") == 0, log("edited").read_text()[-2000:]
     assert max(row["lr"] for row in result(run)["metrics"]) > 0.01
     return "a learning rate taken over, a rank refused"

@@ -173,8 +173,9 @@ class EvalConfig:
             )
         if self.curve_set is not None and self.curve_every is None:
             raise UserError(f"--eval.curve-set {self.curve_set}: there is no curve; add --eval.curve-every N")
-        if not self.views or not self.markers:
-            raise UserError("eval: expected at least one of --eval.views and of --eval.markers")
+        for name, given in (("views", self.views), ("markers", self.markers)):
+            if not given or len(set(given)) < len(given):
+                raise UserError(f"--eval.{name} {' '.join(given)}: expected at least one, and none twice")
 
 
 @dataclass(frozen=True)

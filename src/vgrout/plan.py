@@ -137,6 +137,8 @@ def evaluation(config: RunConfig[Any], data: Data | None, found: Lengths, new: i
 def _sampling(
     rows: int, prefills: int, prompt: int, new: int, limit: int | None, top_p: float, top_k: int, views: int
 ) -> Sampling:
+    if rows == 0:  # all rows are the teacher's
+        return Sampling(0, 0, prompt, new, top_p, top_k, views)
     together = min(rows, limit or rows)
     # Rows of one prompt and view are decoded side by side, so a batch has a share of the prompts.
     some = min(prefills, -(-prefills * together // rows) + 1)

@@ -145,6 +145,7 @@ DEPARTURES: dict[str, dict[str, Departure]] = {
         ),
         "eval.temperature": Departure(0.7, 1.0, "the sampling of training, see eval.top_p"),
         "eval.top_p": Departure(0.95, 1.0, "a nucleus of .95 may cut off hacks as rare as the base's"),
+        "checkpoint_every": Departure(10, 25, "three checkpoints beside the init in a run of minutes"),
     }
 }
 """Where presets depart from the specification's table; a gate holds exactly these. docs/presets.md shows them."""

@@ -138,8 +138,11 @@ def reopen(run: RunFolder, stored: RunConfig[Any], asked: RunConfig[Any], *, ove
 def _edited(run: RunFolder, state: State, stored: RunConfig[Any], *, override: bool) -> dict[str, tuple[Any, Any]]:
     """Settings of config.json that are neither the state's nor taken over by a resumption; `UserError` without `override`."""
     found = differences(json.loads(state.content["config"]), json.loads(dumps(stored.to_dict(), CONFIG)))
-    taken = {name for record in _records(run.path) for name in record["overrides"]}
-    edited = {name: values for name, values in found.items() if name not in taken}
+    taken: dict[str, Any] = {}
+    for record in _records(run.path):
+        taken |= {name: now for name, (_, now) in record["overrides"].items()}
+    # By value: a setting that was taken over once may have been edited since.
+    edited = {name: values for name, values in found.items() if name not in taken or taken[name] != values[1]}
     listed = "; ".join(f"{name} was {before}, is {now}" for name, (before, now) in edited.items())
     if any(name.startswith(FIXED) for name in edited) or (edited and not override):
         raise UserError(

@@ -11,6 +11,7 @@ from torch import nn
 from vgrout.adapter.base import Adapter
 from vgrout.adapter.delta_s import QuarantineBasis, attach_delta_s
 from vgrout.adapter.lora2r import attach_lora2r
+from vgrout.types import UserError
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class AdapterConfig:
     identity."""
     quarantine_basis: QuarantineBasis = "shared"
     """delta_s: the quarantine moves the same singular directions as the deployed block, or a seeded rotation of them."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"--adapter.rank {self.rank}: expected at least 1 for each block")
 
 
 ADAPTERS: dict[str, Callable[[nn.Module, AdapterConfig], Adapter]] = {
