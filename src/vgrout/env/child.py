@@ -100,6 +100,7 @@ def run(request: dict, limits: Limits, report: Report, module: types.ModuleType)
     try:
         return PROBES[probe](code, calls, request["names"], namespace, report)
     finally:
+        report.flush()  # what was found stands, whatever the program does at its end
         _close_down(namespace)
 
 
