@@ -119,8 +119,11 @@ def read_result_file(folder: Path, name: str) -> str | None:
 
 
 def infra_trouble(folder: Path, limits: Limits) -> str | None:
-    """Why a scratch run cannot be trusted: the disk has no room for what the run may write; None where it has."""
-    space = os.statvfs(folder)
+    """Why a scratch run cannot be trusted: its folder is gone, or the disk has no room for what it may write; or None."""
+    try:
+        space = os.statvfs(folder)
+    except OSError as error:
+        return f"scratch folder: {error}"
     if space.f_bavail * space.f_frsize < 2 * limits.file_bytes:
         return f"no space left at {folder}"
     return None
