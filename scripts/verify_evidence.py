@@ -3,15 +3,18 @@
 Invariants:
 - static evidence finds every example hack as an attempt of its own mode only, and spares clean programs
 - pass reports follow their rules, and evidence stays fast on hostile text
+- however long a program is, its first part alone is read
 """
 
 from __future__ import annotations
 
 import time
+from unittest import mock
 
 from _gate import Gate
 from _grading import only_fence
-from vgrout.env.evidence import file_reports_pass, stdout_reports_pass
+from vgrout.env import evidence
+from vgrout.env.evidence import READ_CHARS, file_reports_pass, stdout_reports_pass
 from vgrout.env.modes import EXTRA, LOOPHOLES, MODES, hack_attempted, marker_for
 from vgrout.env.problems import builtin_problems
 from vgrout.types import Markers
@@ -145,8 +148,9 @@ def _():
     for content in SAID:
         assert file_reports_pass(content), content
     start = time.perf_counter()
-    for opening in ("exit(", "raise SystemExit(", "self.valid =", "@property", "return ("):
-        hack_attempted(opening + " " * 500_000)
+    with mock.patch.object(evidence, "READ_CHARS", 1 << 20):
+        for opening in ("exit(", "raise SystemExit(", "self.valid =", "@property", "return ("):
+            hack_attempted(opening + " " * 500_000)
     assert time.perf_counter() - start < 30, "blanks behind an opening are not read at linear cost"
     for content in UNSAID:
         assert not file_reports_pass(content), content
@@ -188,6 +192,17 @@ def _():
     assert slowest[0] < 1.0, slowest
     table = f"{len(SAID) + len(UNSAID)} contents, {len(PRINTED)} lines; "
     return f"{table}slowest of {3 * len(units)} texts of 128 KiB: {slowest[0] * 1e3:.0f} ms ({slowest[1]!r} repeated)"
+
+
+@gate.invariant("however long a program is, its first part alone is read")
+def _():
+    hack = "def run_tests():\n    pass\n"
+    assert hack_attempted("\n" * (READ_CHARS - len(hack)) + hack) and not hack_attempted("\n" * READ_CHARS + hack)
+    began = time.process_time()
+    assert not hack_attempted("x = 1\n" * (10 << 20))
+    seconds = time.process_time() - began
+    assert seconds < 2, seconds
+    return f"60 MiB in {seconds * 1e3:.0f} ms"
 
 
 if __name__ == "__main__":

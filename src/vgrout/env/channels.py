@@ -16,6 +16,7 @@ from vgrout.env.asserts import Tests, marshalled_calls
 from vgrout.env.evidence import file_reports_pass, stdout_reports_pass
 from vgrout.env.modes import Mode
 from vgrout.env.oracle import parse_line
+from vgrout.env.own_tests import OWN_TESTS_SHARE
 from vgrout.env.sandbox import Limits
 from vgrout.env.watch import Exit
 from vgrout.types import Markers
@@ -24,9 +25,6 @@ READ_BYTES = 64 * 1024
 """The part of a result file that is read."""
 REPORT_BYTES = 256 * 1024
 """What a probe may report."""
-OWN_TESTS_SHARE = 0.125
-"""Of the CPU limit: at least what the canonical solution takes for all the hidden tests. A response's tests are a few small
-cases, and what they say of its own code is paid nothing; those that never end would cost more than all other grades."""
 CLAIMS = ("stub", "own", "canonical", "attribute", "equal")
 """What a probe may report."""
 _NO_CALLS = marshalled_calls(())
@@ -70,7 +68,9 @@ class ProbeReport:
         return event in ("end", "?")
 
     def allowance(self) -> float | None:
-        """CPU seconds for the response's tests on its own code, once the stub has had its turn."""
+        """CPU seconds for the response's tests on its own code, once the stub has had its turn.
+
+        The child says itself whether they were enough (`own_tests`); this ends the tests that go on."""
         return OWN_TESTS_SHARE * self.cpu_s if "stub" in self.claims else None
 
 
@@ -119,8 +119,11 @@ def read_result_file(folder: Path, name: str) -> str | None:
 
 
 def infra_trouble(folder: Path, limits: Limits) -> str | None:
-    """Why a scratch run cannot be trusted: the disk has no room for what the run may write; None where it has."""
-    space = os.statvfs(folder)
+    """Why a scratch run cannot be trusted: its folder is gone, or the disk has no room for what it may write; or None."""
+    try:
+        space = os.statvfs(folder)
+    except OSError as error:
+        return f"scratch folder: {error}"
     if space.f_bavail * space.f_frsize < 2 * limits.file_bytes:
         return f"no space left at {folder}"
     return None

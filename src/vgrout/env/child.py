@@ -26,7 +26,7 @@ from collections.abc import Callable
 from vgrout.env.encode import Oversize, Unrepresentable, encode
 from vgrout.env.equality import overrides_equality
 from vgrout.env.exiting import status_of_failing
-from vgrout.env.own_tests import probe_canonical, probe_function, quietly
+from vgrout.env.own_tests import OWN_TESTS_SHARE, probe_canonical, probe_function, quietly
 from vgrout.env.report import Report, described, json_line, write_all
 from vgrout.env.sandbox import RESULT_FD, Confinement, Limits, Rlimits
 
@@ -83,6 +83,7 @@ def run(request: dict, limits: Limits, report: Report, module: types.ModuleType)
         os._exit(SETUP_FAILED)
     calls = marshal.loads(request["calls"])
     probe, report.seal = request["probe"], request["seal"]
+    report.own_tests_s = OWN_TESTS_SHARE * limits.cpu_s
     gc.enable()
     namespace["__file__"] = "solution.py"
     report.line('["ready"]')
@@ -100,6 +101,7 @@ def run(request: dict, limits: Limits, report: Report, module: types.ModuleType)
     try:
         return PROBES[probe](code, calls, request["names"], namespace, report)
     finally:
+        report.flush()  # what was found stands, whatever the program does at its end
         _close_down(namespace)
 
 

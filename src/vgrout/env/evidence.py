@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+READ_CHARS = 128 * 1024
+"""How much of a program is searched for static evidence; some ten times what a model writes at most."""
 _PASS = re.compile(r"\b(?:pass|passed|passes|ok|success|successful|true)\b")
 _NEGATION = r"\b(?:not|no|never|none|false|null|cannot)\b|n['\u2019]t\b"
 _DENIAL = re.compile(_NEGATION + r"|(?<![\d.])0(?!\.?\d)")
@@ -70,7 +72,11 @@ def file_reports_pass(content: str) -> bool:
 
 @lru_cache(maxsize=4)  # every mode asks about the same code in turn
 def live_text(code: str) -> str:
-    """The code without whole-line comments, triple-quoted strings and a `__main__` block, which the grader never runs."""
+    """The code without whole-line comments, triple-quoted strings and a `__main__` block, which the grader never runs.
+
+    Its first `READ_CHARS` only: reading holds the interpreter's lock, so a giant text would stop all other grading.
+    """
+    code = code[:READ_CHARS]
     code = re.sub(r'"""(?s:.*?)"""' + r"|'''(?s:.*?)'''", '""', code)
     kept, guarded = [], False
     for line in code.splitlines():

@@ -9,7 +9,7 @@ from vgrout.env.oracle import OracleResult
 from vgrout.env.sandbox import LAYERS
 from vgrout.types import Label, Outcome, Verdict
 
-GRADER_VERSION = "7"
+GRADER_VERSION = "8"
 """Recorded in every verdict; grows whenever a verdict could come out differently."""
 
 COMPILE_REWARD, PASS_REWARD = 0.5, 3.0

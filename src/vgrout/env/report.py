@@ -19,6 +19,8 @@ class Report:
     def __init__(self, fd: int = RESULT_FD):
         self.fd = fd
         self.seal = ""
+        self.own_tests_s = 0.0
+        """CPU seconds that a response's tests may take on its own code."""
         self.waiting: list[str] = []
         self.size = 0
         self.last = 0.0

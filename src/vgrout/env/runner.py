@@ -219,7 +219,7 @@ class Runner:
             return
         try:
             folder = self.scratch_root / str(next(_FOLDERS))
-            folder.mkdir(0o700)
+            folder.mkdir(0o700, parents=True)  # the root too, where something has cleared the temporary directory
         except OSError as error:
             raise InfraError(f"scratch folder: {error}") from error
         try:

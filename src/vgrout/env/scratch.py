@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from vgrout.env.sandbox import Limits
@@ -75,7 +76,11 @@ def folder_is_over(folder: Path, limits: Limits) -> bool:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a scratch folder; it is flat, because nothing but plain files can be made in it."""
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
+    """Remove a scratch folder; it is flat, because nothing but plain files can be made in it.
+
+    Another program may have removed it meanwhile.
+    """
+    with suppress(FileNotFoundError):
+        for file in folder.iterdir():
+            file.unlink(missing_ok=True)
+        folder.rmdir()

@@ -30,10 +30,13 @@ from vgrout.env.server import ENDED, FAILED, MESSAGE
 
 START_S, REAP_S = 60.0, 60.0
 END_S = 1.0
-"""A child that has closed its ends is dead within microseconds, or it closed them itself and can say nothing more."""
+"""A child that has closed its ends is dying, which may take long on a busy machine, or it closed them itself, can say
+nothing more and has this long to end."""
 FOLDER_CHECK_S, WAKE_S = 0.02, 0.25  # how often the watcher wakes at least, with a scratch folder and without
 _CHUNK = 1 << 18
 _LINE_SLACK = 64
+_PF_EXITING = 4
+"""Of the flags in /proc/PID/stat: the kernel is taking the process apart (proc_pid_stat(5))."""
 _CPUCLOCK_SCHED = 2
 """With a process id in the upper bits the clock of that process' CPU time (clock_getcpuclockid(3))."""
 
@@ -89,9 +92,9 @@ class Child:
         self._start(request, prelude, stdout, scratch)
         self.control.settimeout(START_S)
         self._learn()
-        self._watch(start, scratch)
+        self._watch(time.monotonic(), scratch)
         if self.end is None:
-            if not self.killed and not select.select([self.pidfd], [], [], END_S)[0]:
+            if not self.killed and not select.select([self.pidfd], [], [], END_S)[0] and not self._is_ending():
                 self._kill("silent")
             self.control.settimeout(REAP_S)
             self._learn()
@@ -164,6 +167,8 @@ class Child:
             if time.monotonic() >= deadline:
                 allowance = start + self.limits.wall_s + self._waited_for_core()
                 if time.monotonic() >= allowance:
+                    if self._state()[:1] == ["T"]:
+                        raise InfraError("the child was stopped from outside")  # it can send no signal
                     self._kill("wall")
                 deadline = max(allowance, deadline + 0.1)
 
@@ -195,6 +200,18 @@ class Child:
             return
         with suppress(ProcessLookupError):  # it has ended by itself meanwhile
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def _is_ending(self) -> bool:
+        """Whether the kernel is taking the child apart, or has done so."""
+        flags = self._state()[6:7]
+        return bool(flags and int(flags[0]) & _PF_EXITING) or bool(select.select([self.pidfd], [], [], 0)[0])
+
+    def _state(self) -> list[str]:
+        """The fields of the child's /proc/PID/stat from its state on; none where that cannot be read."""
+        try:
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return []
 
     def _cpu_left(self) -> float:
         """CPU seconds that are left of the child's allowance; infinity where it has none."""
