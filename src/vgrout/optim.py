@@ -25,7 +25,7 @@ class OptimConfig:
     warmup_frac: float = 0.0
     """Warm-up as a fraction of all steps; 0 uses warmup_steps."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: cosine to 0 at the last step, or the peak rate to the end."""
+    """After the warm-up: cosine to 0, which the step after the last would have, or the peak rate to the end."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Adam's moment decays."""
     eps: float = 1e-8
