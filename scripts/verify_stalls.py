@@ -4,6 +4,7 @@ Invariants:
 - a fork-server stopped before its fork or beside its child, or a child stopped for good, is no time of the program's
 - a child that the kernel takes apart slowly ends as it ended; one that closes its report and stays is ended as well
 - scratch folders that something removes in the middle of a batch are made again: no verdict is lost, none differs
+- the half-written file that a killed writer leaves is removed by the next one, and no living writer's
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections import Counter
+from pathlib import Path
 from unittest import mock
 
 from _attack_world import TOTAL, children_of
@@ -20,6 +23,7 @@ from _gate import Gate
 from _grading import LIMIT, answer, by_and_by, opened, prompt, servers_of
 from vgrout.env import runner as runner_module
 from vgrout.env import watch
+from vgrout.env.files import written_atomically
 from vgrout.env.grader import Grader
 
 gate = Gate(__doc__)
@@ -101,6 +105,25 @@ def _():
         assert (v.gt_correct, v.channel, v.infra) == (bool(k % 2), bool(k % 3), False), (k, v)
     assert not grader._folder.path.exists()
     return f"{len(verdicts)} grades, 5 times removed"
+
+
+@gate.invariant("the half-written file that a killed writer leaves is removed by the next one, and no living writer's")
+def _():
+    with tempfile.TemporaryDirectory() as name:
+        folder, out, long_ago = Path(name), Path(name) / "v.jsonl", time.time() - 3600
+        kept = [folder / ".w.jsonl.12345678.tmp", folder / ".v.jsonl.mine.tmp", folder / ".v.jsonl.0000000f.tmp"]
+        for path in (killed := folder / ".v.jsonl.12345678.tmp", *kept):
+            path.write_text("half")
+            os.utime(path, (long_ago, long_ago))
+        os.utime(kept[2])
+        with written_atomically(out) as first:
+            os.utime(first.name, (long_ago, long_ago))
+            with written_atomically(out) as second:
+                second.write(b"second")
+            assert out.read_bytes() == b"second" and not killed.exists()
+            first.write(b"first")
+        assert out.read_bytes() == b"first" and {*folder.iterdir()} == {out, *kept}
+    return "one removed, four kept"
 
 
 if __name__ == "__main__":
