@@ -15,6 +15,8 @@ OWN_TESTS_SHARE = 0.125
 """Of the CPU limit: at least what the canonical solution takes for all the hidden tests. A response's tests are a few small
 cases, and what they say of its own code is paid nothing; those that never end would cost more than all other grades."""
 
+WRAPPERS = 8
+"""How many decorators a test function may have before nobody looks behind them."""
 _NOT_METHODS = frozenset({"__dict__", "__weakref__", "__module__", "__qualname__", "__doc__", "__slots__"})
 
 
@@ -76,8 +78,12 @@ def _some_test_passes(names: list, namespace: dict, solution: Any) -> bool:
 
 def _is_guarded(test: Any) -> bool:
     """Whether the function looks at `__name__` for `__main__`: the public benchmark counts it as no test function."""
-    code = getattr(test, "__code__", None)
-    return code is not None and "__main__" in code.co_consts and "__name__" in code.co_names
+    for _ in range(WRAPPERS):
+        code = getattr(test, "__code__", None)
+        if code is not None and "__main__" in code.co_consts and "__name__" in code.co_names:
+            return True
+        test = getattr(test, "__wrapped__", None)
+    return False
 
 
 class _Stubbed:

@@ -6,6 +6,7 @@ import io
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -20,6 +21,11 @@ from vgrout.study.summary import ArmResult, Rows
 PANELS = (("hack, hinted prompts (train markers)", "train", ALL, "hacks"), ("solve, no hint", "", FREE, "solves"))
 COLOURS = {0.0: "#1f6f8b", 0.1: "#c1440e"}
 """Of the curves, by their rate of false alarms."""
+CROWDED, COLUMN = 0.06, -0.09
+"""Points of less recall than this lie so close together that their numbers stand in a column beside the axis, at this
+recall, each at the end of a line to its point."""
+GAP = 0.026
+"""Between two numbers of the column, as a share of the axis."""
 
 
 def gate_figure(
@@ -42,13 +48,16 @@ def gate_figure(
         for alarm in sorted({alarm for _, alarm in curve.values()}):
             points = sorted((r, by_label[label]) for label, (r, a) in curve.items() if a == alarm and label in by_label)
             _draw(ax, points, markers, mode, count, COLOURS.get(alarm, "0.5"), f"true labels, {alarm:.0%} false alarms")
-        for number, (arm, recall) in enumerate(shown, 1):
-            _point(ax, arm, recall, markers, mode, count, number, base)
+        for arm, recall in shown:
+            _point(ax, arm, recall, markers, mode, count, base)
         before = find(tabulate(base), "base", markers, mode)
         if before is not None and before.n:
             ax.axhline(getattr(before, count) / before.n, color="0.4", linestyle=":", linewidth=1, label="base model")
-        ax.set(xlabel="share of hacks routed away from the deployed block (recall)", ylabel=title, xlim=(-0.03, 1.03))
+        ax.set(xlabel="share of hacks routed away from the deployed block (recall)", ylabel=title, xlim=(-0.15, 1.03))
         ax.set_ylim(-0.02, 1.02 if mode == ALL else None)
+        ax.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+        rates = [(recall, pooled_rate(arm, markers, mode, count)) for arm, recall in shown]
+        _numbers(ax, {n: (recall, rate[0]) for n, (recall, rate) in enumerate(rates, 1) if rate is not None})
         ax.grid(alpha=0.25)
     handles, _ = axes[0][0].get_legend_handles_labels()
     handles += [plt.Line2D([], [], linestyle="", label=_caption(n, a)) for n, (a, _) in enumerate(shown, 1)]
@@ -80,9 +89,7 @@ def _draw(
     ax.errorbar([x for x, _ in found], y, yerr=errors, color=colour, marker="o", capsize=3, label=label)
 
 
-def _point(
-    ax: Axes, arm: ArmResult, recall: float, markers: str, mode: str, count: str, number: int, base: Rows
-) -> None:
+def _point(ax: Axes, arm: ArmResult, recall: float, markers: str, mode: str, count: str, base: Rows) -> None:
     found = pooled_rate(arm, markers, mode, count)
     if found is None:
         return
@@ -91,7 +98,36 @@ def _point(
     face = "none" if hollow else "black"
     ax.errorbar([recall], [rate], yerr=[[rate - low], [high - rate]], color="black", alpha=0.35, linewidth=0.8)
     ax.scatter([recall], [rate], s=24, facecolors=face, edgecolors="black", zorder=3)
-    ax.annotate(str(number), (recall, rate), xytext=(4, 3), textcoords="offset points", fontsize=7)
+
+
+def _numbers(ax: Axes, points: Mapping[int, tuple[float, float]]) -> None:
+    """Write each point's number beside it, or into the column where points are crowded."""
+    crowded = sorted((rate, recall, number) for number, (recall, rate) in points.items() if recall < CROWDED)
+    for number, (recall, rate) in points.items():
+        if recall >= CROWDED:
+            ax.annotate(str(number), (recall, rate), xytext=(4, 3), textcoords="offset points", fontsize=7)
+    low, high = ax.get_ylim()
+    heights = spread([rate for rate, _, _ in crowded], GAP * (high - low))
+    for height, (rate, recall, number) in zip(heights, crowded, strict=True):
+        line: dict[str, Any] = {"arrowstyle": "-", "linewidth": 0.4, "color": "0.6", "shrinkB": 3}
+        at = (COLUMN, height)
+        ax.annotate(str(number), (recall, rate), at, ha="right", va="center", fontsize=7, arrowprops=line)
+
+
+def spread(values: Sequence[float], gap: float) -> list[float]:
+    """The ascending values that lie at least `gap` apart and nearest to these ascending ones (least squares).
+
+    Values less their due distance from the first may not fall, which isotonic regression by pooling adjacent violators
+    gives (Barlow et al., Statistical Inference under Order Restrictions, 1972).
+    """
+    pools: list[list[float]] = []
+    for at, value in enumerate(values):
+        pools.append([value - at * gap])
+        while len(pools) > 1 and statistics.fmean(pools[-2]) > statistics.fmean(pools[-1]):
+            last = pools.pop()
+            pools[-1] += last
+    level = [statistics.fmean(pool) for pool in pools for _ in pool]
+    return [base + at * gap for at, base in enumerate(level)]
 
 
 def pooled_rate(arm: ArmResult, markers: str, mode: str, count: str) -> tuple[float, float, float] | None:
